@@ -211,7 +211,7 @@ def _run_path(f, judge, y, box, xt, steps, step_size, loss, skip_cycles):
     going, before = torch.arange(len(y), device=y.device), None
     for t in range(steps):
         new, logits = pgd_step(f, xt, y[going], [b[going] for b in box], step_size, loss)
-        ok = _judge(judge, xt, logits, y[going])
+        ok = (logits.argmax(1) == y[going]) if judge is None else _still_right(judge, xt, y, going, ok_all)
         _note(x_bad, ok_all, going, xt, ok)
         if skip_cycles:
             done, x_end, ok_end = _settled(before, xt, new, ok, steps - t - 1)
@@ -222,17 +222,20 @@ def _run_path(f, judge, y, box, xt, steps, step_size, loss, skip_cycles):
         before, xt = (xt, ok), new
     if len(going):
         with torch.no_grad():
-            ok = _judge(judge or f, xt, None, y[going])
+            ok = (judge or f)(xt).argmax(1) == y[going]
         _note(x_bad, ok_all, going, xt, ok)
         x_last[going], ok_last[going] = xt, ok
     x_bad[ok_all] = x_last[ok_all]
     return x_last, x_bad, ok_last, ok_all
 
-# %% ../nbs/attacks.ipynb #a5364c1d
+# %% ../nbs/attacks.ipynb #5e23df62
 @torch.no_grad()
-def _judge(judge, xt, logits, y):
-    "Correct or not: by a forward pass of `judge`, or by the logits at hand when there is no judge of its own."
-    return (judge(xt) if judge else logits).argmax(1) == y
+def _still_right(judge, xt, y, going, ok_all):
+    "Forward pass of `judge` over the examples that no iterate has broken yet; the others need none."
+    ok = ok_all[going]
+    if ok.any():
+        ok[ok.clone()] = judge(xt[ok]).argmax(1) == y[going[ok]]
+    return ok
 
 
 def _note(x_bad, ok_all, going, xt, ok):
@@ -264,6 +267,7 @@ def pgd(
     skip_cycles = x.device.type == "cpu" if skip_cycles is None else skip_cycles
     f, box, result = surrogate(model, setting), ball(x, e), None
     judge = model if setting == "bpda" and f is not model else None
+    skip_cycles = skip_cycles and judge is None  # a judge looks at unbroken examples only; and paths on F alone do not settle
     with frozen(model):
         for r in range(restarts if random_start and x_start is None else 1):
             xt = x if x_start is None else x_start

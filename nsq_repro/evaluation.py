@@ -234,6 +234,8 @@ def choose_protocol(
     device = choose_device(device)
     scale = ("paper" if device != "cpu" else "cpu") if scale == "auto" else _chosen(scale, presets, "scale")
     preset = presets[scale]
+    if unknown := sorted(set(given) - set(preset)):
+        raise ValueError(f"unknown parameter {', '.join(unknown)}; there are {', '.join(k for k in preset if k not in ('training', 'dataset'))}")
     given = {k: as_tuple(v, float if k == "eps" else str, k) if k in ("eps", "models", "losses", "settings") else v for k, v in given.items() if v is not None}
     p = {**preset, **given}
     for m in p["models"]:
@@ -241,7 +243,8 @@ def choose_protocol(
     if len(p["eps"]) == 1 and p["eps"][0] > 0:
         p["eps"] = (0.0, *p["eps"])
     common = {k: p[k] for k in ("K", "alpha", "noise")}
-    fits = tuple(recipe(m, **common, seed=seed, **preset["training"][m]) for m in p["models"])
+    longer = {} if p["iterations"] is None else {"iterations": p["iterations"]}
+    fits = tuple(recipe(m, **common, seed=seed, **{**preset["training"][m], **longer}) for m in p["models"])
     attacks = tuple(AttackSpec(s, loss, p["eps"], p["steps"], p["step_size"], seed=seed, n_test=p["n_test"]) for s in p["settings"] for loss in p["losses"])
     changed = [f"{k}{'+'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in given.items() if v != preset[k]] + ([f"seed{seed}"] if seed else [])
     return Protocol(name, scale, "-".join([name, *changed]) if changed else None, p["dataset"], device, fits, attacks, seed)
@@ -256,6 +259,8 @@ def run_protocol(
 ) -> tuple[dict, list[dict], list[dict]]:  # networks by name, training records, evaluation records
     "Train and evaluate, using what is there. Resumes wherever it was stopped."
     nets, trained, evaluated, device = {}, [], [], protocol.device
+    if (n := protocol.attacks[0].n_test) > len(test_data):
+        raise ValueError(f"n_test={n}, but {test_data.title} has only {len(test_data)} {test_data.split} images; choose n_test up to that")
     for spec in protocol.train:
         nets[spec.model], record = train(spec, train_data, device, refresh, progress)
         trained.append(record)

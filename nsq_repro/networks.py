@@ -35,8 +35,8 @@ class MnistCNN(nn.Module):
         self,
         x: Tensor,  # (N, 1, 28, 28) in [0, 1]
     ) -> Tensor:  # (N, 10) logits
-        x = nn.functional.max_pool2d(self.conv1(x).relu(), 2)
-        x = nn.functional.max_pool2d(self.conv2(x).relu(), 2)
+        x = nn.functional.max_pool2d(self.conv1(x), 2).relu()  # pooling first: the same numbers as relu first,
+        x = nn.functional.max_pool2d(self.conv2(x), 2).relu()  # with a quarter of the work for relu
         return self.fc2(self.fc1(x.flatten(1)).relu())
 
 # %% ../nbs/networks.ipynb #34982dfc

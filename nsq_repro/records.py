@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['spec_dict', 'canonical', 'spec_hash', 'home', 'run_dir', 'atomic_write', 'save_json', 'load_json', 'device_name',
-           'provenance', 'pack', 'unpack', 'figure_dir', 'save_figure', 'load_figure_record', 'paper']
+           'provenance', 'pack', 'unpack', 'figure_dir', 'render', 'save_figure', 'save_table', 'load_figure_record',
+           'paper']
 
-# %% ../nbs/records.ipynb #87965f78
+# %% ../nbs/records.ipynb #559fb0e2
 import base64
+import csv
 import dataclasses
 import hashlib
 import importlib.resources
+import io
 import json
 import os
 import platform
@@ -162,6 +165,19 @@ def figure_dir(
     "Folder of a scale's figures."
     return home() / "figures" / scale / (variant or "")
 
+# %% ../nbs/records.ipynb #a18dd7d4
+def render(
+    fig,  # matplotlib Figure
+    name: str,  # item; identifiers inside an svg are made from it, so the same figure gives the same bytes
+    kind: str = "svg",  # 'svg' or 'png'
+) -> bytes:  # the file's contents
+    "A figure as bytes."
+    import matplotlib
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        fig.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {}, bbox_inches="tight")
+    return buffer.getvalue()
+
 # %% ../nbs/records.ipynb #c6dc209e
 def save_figure(
     fig,  # matplotlib Figure
@@ -171,15 +187,28 @@ def save_figure(
     variant: str | None = None,  # folder below the scale's
 ) -> list[Path]:  # the three files
     "Save a figure as svg and png beside the record it was drawn from."
-    import io
     import matplotlib
-    folder, files = figure_dir(scale, variant), []
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        for kind, metadata in (("svg", {"Date": None}), ("png", {})):
-            buffer = io.BytesIO()
-            fig.savefig(buffer, format=kind, dpi=200, metadata=metadata, bbox_inches="tight")
-            files.append(atomic_write(folder / f"{name}.{kind}", buffer.getvalue()))
-    return [*files, save_json(folder / f"{name}.json", {**record, "item": name, "scale": scale})]
+    folder = figure_dir(scale, variant)
+    files = [atomic_write(folder / f"{name}.{kind}", render(fig, name, kind)) for kind in ("svg", "png")]
+    return [*files, save_json(folder / f"{name}.json", {**record, "item": name, "scale": scale, "drawn_with": {"matplotlib": matplotlib.__version__}})]
+
+# %% ../nbs/records.ipynb #1b9ab77c
+def save_table(
+    name: str,  # item, for example 'mnist-accuracy'
+    markdown: str,  # the table as the page shows it
+    rows: list[dict],  # the same, unformatted: all rows have the same keys
+    record: dict,  # what it was made from
+    scale: str,  # 'smoke', 'cpu' or 'paper'
+    variant: str | None = None,  # folder below the scale's
+) -> list[Path]:  # the three files
+    "Save a table as md and csv beside the record it was made from."
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    folder = figure_dir(scale, variant)
+    return [atomic_write(folder / f"{name}.md", markdown + "\n"), atomic_write(folder / f"{name}.csv", text.getvalue()),
+            save_json(folder / f"{name}.json", {**record, "item": name, "scale": scale, "rows": rows})]
 
 # %% ../nbs/records.ipynb #0d22de38
 def load_figure_record(

@@ -1,0 +1,117 @@
+"""Whole runs: papermill from another folder, the command line, a bare machine, a killed run, the same run twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import papermill
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {"scale": "smoke", "models": "natural,nsq", "n_test": 20, "steps": 2, "eps": "0.1", "iterations": 30}
+
+
+def cli(*args, home, **kwargs):
+    "Run the command in a home of its own; returns the finished process."
+    env = {**os.environ, "NSQ_HOME": str(home), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", "nsq_repro.cli", *map(str, args)], env={**env, **kwargs.pop("env", {})}, capture_output=True, text=True, cwd=home, **kwargs)
+
+
+def arguments(parameters):
+    return [a for k, v in parameters.items() if k != "scale" for a in ("-p", k, str(v))]
+
+
+def evaluations(home):
+    "Evaluation records without what may differ between two runs."
+    found = {p.parent.name: json.loads(p.read_text()) for p in Path(home).glob("runs/eval-*/record.json")}
+    return {k: {f: v for f, v in r.items() if f not in ("seconds", "provenance")} for k, r in found.items()}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    "One small run without notebook: its home, and what it said."
+    home = tmp_path_factory.mktemp("plain")
+    blocked = home / "blocked"
+    blocked.mkdir()
+    for name in ("papermill", "nbdev", "fastcore", "matplotlib", "seaborn", "IPython"):  # a bare GPU machine has none of these
+        (blocked / f"{name}.py").write_text(f"raise ImportError('{name} is not for training and attacks')")
+    done = cli("run", "mnist", "--plain", "--scale", "smoke", *arguments(SMALL), home=home, env={"PYTHONPATH": f"{blocked}{os.pathsep}{ROOT}"})
+    assert done.returncode == 0, done.stderr
+    return home
+
+
+def test_plain_run_leaves_records(plain):
+    records = evaluations(plain)
+    assert len(records) == 2 + 2 * 3  # natural: two losses; nsq: two losses, three settings
+    for r in records.values():
+        assert r["data"]["n"] == 20 and all(s["n"] == 20 and len(s["low"]) == len(s["eps"]) == 2 for s in r["series"])
+
+
+def test_same_run_twice_is_identical(plain, tmp_path):
+    assert cli("run", "mnist", "--plain", "--scale", "smoke", *arguments(SMALL), home=tmp_path).returncode == 0
+    assert evaluations(tmp_path) == evaluations(plain)
+
+
+def test_killed_run_goes_on(plain, tmp_path):
+    env = {**os.environ, "NSQ_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "nsq_repro.cli", "run", "mnist", "--plain", "--scale", "smoke", *arguments(SMALL)]
+    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 240
+    while not list(tmp_path.glob("runs/eval-*/eps-*.json")) and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(evaluations(tmp_path)) < len(evaluations(plain)), "killed too late to test anything"
+    assert subprocess.run(command, env=env, stderr=subprocess.DEVNULL).returncode == 0
+    assert evaluations(tmp_path) == evaluations(plain)
+
+
+def test_papermill_from_another_folder(plain, tmp_path, monkeypatch):
+    "K=2 reaches the specs, the figure's folder and the record; what the plain run trained (the natural model) is used."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NSQ_HOME", str(plain))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = (sorted(plain.glob("runs/train-*")))
+    papermill.execute_notebook(ROOT / "nbs" / "mnist.ipynb", "o.ipynb", {**SMALL, "K": 2}, kernel_name="python3", progress_bar=False)
+    assert len(list(plain.glob("runs/train-*"))) == len(before) + 1
+    executed = json.loads((tmp_path / "o.ipynb").read_text())
+    assert executed["metadata"]["papermill"]["parameters"]["K"] == 2 and any('"K":2' in str(c.get("outputs")) for c in executed["cells"])
+    folder, = {p.parent for p in plain.glob("figures/smoke/mnist-*K2*/fig3.json")}
+    record = json.loads((folder / "fig3.json").read_text())
+    assert record["training"]["nsq"]["spec"]["K"] == 2 and "K2" in folder.name
+    for name in ("fig1", "fig2", "fig3", "fig8"):
+        assert all((folder / f"{name}.{kind}").stat().st_size > 500 for kind in ("svg", "png", "json"))
+    needed = {"scale", "seed", "data", "attack", "series", "training", "provenance", "item"}
+    assert needed <= set(record) and {"device", "versions", "commit", "dirty"} <= set(record["provenance"]) and record["data"]["fingerprint"]
+
+
+@pytest.mark.parametrize("wrong, said", [
+    (("K", "0"), "K=0"), (("eps", "2"), "eps="), (("models", "nqs"), "natural"), (("alpha", "-1"), "alpha=-1"), (("n_test", "100000"), "only 500"),
+])
+def test_wrong_parameters_stop_before_any_work(wrong, said, tmp_path):
+    done = cli("run", "mnist", "--plain", "--scale", "smoke", "-p", *wrong, home=tmp_path)
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_missing_data_says_what_to_do(tmp_path):
+    done = cli("run", "mnist", "--plain", "--scale", "cpu", "-p", "data_root", tmp_path, home=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in ("train-images-idx3-ubyte", "NSQ_DATA", "download"))
+
+
+def test_unknown_parameter_and_scale(tmp_path):
+    assert "unknown parameter levels" in (r := cli("run", "mnist", "--plain", "--scale", "smoke", "-p", "levels", 2, home=tmp_path)).stderr and r.returncode == 1
+    assert cli("run", "mnist", "--scale", "huge", home=tmp_path).returncode == 2
+
+
+def test_list(plain, tmp_path):
+    said = cli("list", home=plain)
+    assert said.returncode == 0 and "nsq" in said.stdout and "scikit-learn digits" in said.stdout
+    listed = json.loads(cli("list", "--json", home=plain).stdout)
+    assert sum(r["kind"] == "eval" for r in listed["runs"]) >= 8 and all("unfinished" != r["state"] for r in listed["runs"])
+    assert "no figures yet" in cli("list", home=tmp_path).stdout
