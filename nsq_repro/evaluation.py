@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import records
-from .attacks import LOSSES, SETTINGS, pgd
+from .attacks import LOSSES, SETTINGS, full_precision, pgd
 from .training import recipe, train, train_key
 
 # %% ../nbs/evaluation.ipynb #9e6598bd
@@ -57,11 +57,10 @@ class AttackSpec:
             "n_test": (type(self.n_test) is int and self.n_test >= 1, "a whole number of images, at least 1"),
             "seed": (type(self.seed) is int, "a whole number"),
         }
-        for name, (good, allowed) in rules.items():
-            if not good:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not possible here; allowed: {allowed}")
+        records.check_fields(self, rules)
 
-# %% ../nbs/evaluation.ipynb #8495f82e
+# %% ../nbs/evaluation.ipynb #917d88b9
+@full_precision
 def outcomes_at(
     model: Callable,  # network in eval mode
     x: Tensor,  # (N, C, H, W) images in [0, 1]
@@ -142,13 +141,13 @@ def evaluate(
     spec: AttackSpec,  # the attack
     device: str = "cpu",  # torch device
     refresh: bool = False,  # compute again what is there
-    batch_size: int | None = None,  # images at a time; default 250 on the CPU, 2,000 on a GPU
+    batch_size: int | None = None,  # images at a time; default 100 on the CPU (what fits its caches), 2,000 on a GPU
     on_batch: Callable = lambda n: None,  # called with the number of images done
 ) -> dict:  # record with two series
     "One curve of a trained network, kept under runs/."
     if spec.n_test > len(data.y):
         raise ValueError(f"n_test={spec.n_test}, but {data.title} has only {len(data.y)} {data.split} images; choose n_test up to that")
-    used, batch_size = data.subset(spec.n_test), batch_size or (250 if torch.device(device).type == "cpu" else 2000)
+    used, batch_size = data.subset(spec.n_test), batch_size or (100 if torch.device(device).type == "cpu" else 2000)
     content = {"attack": records.spec_dict(spec), "model": key, "data": used.fingerprint}
     folder = records.run_dir(content, "eval")
     if (folder / "record.json").exists() and not refresh:

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'LABELS', 'COLORS', 'MARKERS', 'SETTING_LABELS', 'LOSS_LABELS', 'ACCOUNTING_LABELS', 'EXTRA_COLORS',
-           'EXTRA_MARKERS', 'GREY', 'STARTS', 'fig3', 'look', 'style', 'styled', 'caption', 'fig2', 'occupied_share',
-           'fig1', 'panel_series', 'printed_value', 'fig_accuracy', 'fig4', 'fig_quantized_images', 'accuracy_rows',
-           'table_markdown', 'accuracy_table']
+           'EXTRA_MARKERS', 'GREY', 'STARTS', 'fig3', 'FIGURES', 'TABLES', 'look', 'style', 'styled', 'caption', 'fig2',
+           'occupied_share', 'fig1', 'panel_series', 'printed_value', 'fig_accuracy', 'fig4', 'fig_quantized_images',
+           'accuracy_rows', 'table_markdown', 'accuracy_table', 'cost_rows', 'cost_table', 'images_to_text',
+           'images_from_text', 'printed_numbers', 'draw', 'draw_table']
 
-# %% ../nbs/plots.ipynb #f8c428db
+# %% ../nbs/plots.ipynb #9188ed10
+import base64
 import functools
 import itertools
 import math
 import textwrap
+from statistics import median
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -22,6 +25,7 @@ import torch
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from . import records
 from .quantization import soft_quantize, soft_quantize_derivative, thresholds
 
 # %% ../nbs/plots.ipynb #9fef9668
@@ -447,3 +451,96 @@ def accuracy_table(
     columns = {"model": "model", "setting": "attack", "clean": "clean", **losses, "printed": f"paper, ε = {size}", "n": "n"}
     below = f"Accuracy in %, with 95 % Wilson intervals; {ACCOUNTING_LABELS[accounting]}. {caption(record)}"
     return f"{table_markdown(list(cells.values()), columns)}\n\n{below}"
+
+# %% ../nbs/plots.ipynb #b9b823e7
+def cost_rows(
+    cost: dict,  # record of `training_cost`: 'specs' and 'seconds_per_iteration', by model; one of the models is nsq
+) -> list[dict]:  # model, steps; ms an image and cost relative to nsq, each as the median, least and most over the turns
+    "Training cost per image, beside that of NSQ."
+    per_image = {m: [s / cost["specs"][m]["batch_size"] for s in times] for m, times in cost["seconds_per_iteration"].items()}
+    rows = []
+    for m, times in per_image.items():
+        row = {"model": m, "steps": cost["specs"][m]["steps"]}
+        for name, values in (("ms", [1e3 * t for t in times]), ("ratio", [t / nsq for t, nsq in zip(times, per_image["nsq"])])):
+            row |= {name: round(median(values), 4), f"{name}_low": round(min(values), 4), f"{name}_high": round(max(values), 4)}
+        rows.append(row)
+    return rows
+
+# %% ../nbs/plots.ipynb #af12aa3d
+def cost_table(
+    cost: dict,  # record of `training_cost`
+) -> str:  # Markdown
+    "Training cost of each model beside what the paper prints."
+    median_range = lambda r, name, digits: f"{r[name]:.{digits}f} ({r[f'{name}_low']:.{digits}f}–{r[f'{name}_high']:.{digits}f})"
+    cells = [{"model": LABELS.get(r["model"], r["model"]), "steps": r["steps"], "ms": median_range(r, "ms", 2), "ratio": median_range(r, "ratio", 1)} for r in cost_rows(cost)]
+    columns = {"model": "model", "steps": "attack steps", "ms": "ms an image, median (range)", "ratio": "cost relative to NSQ"}
+    turns, printed = len(cost["seconds_per_iteration"]["nsq"]), records.paper(id="mnist-speedup")[0]
+    below = f"{turns} turns each; the paper prints {printed['value']} for its two complete runs. {caption(cost)}"
+    return f"{table_markdown(cells, columns)}\n\n{below}"
+
+# %% ../nbs/plots.ipynb #db5feee8
+def images_to_text(
+    x,  # (N, C, H, W) uint8 images
+) -> dict:  # JSON values: shape, and the bytes in base64
+    "Images as text, for a record. Raises ValueError for anything but uint8."
+    x = torch.as_tensor(x).detach().cpu()
+    if x.dtype != torch.uint8 or x.ndim != 4:
+        raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; allowed is uint8 of shape (N, C, H, W), as `Dataset.x` is")
+    return {"shape": list(x.shape), "base64": base64.b64encode(x.contiguous().numpy().tobytes()).decode()}
+
+# %% ../nbs/plots.ipynb #8f52989e
+def images_from_text(
+    text: dict,  # what `images_to_text` made
+) -> torch.Tensor:  # (N, C, H, W) uint8
+    "Images from text."
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text["base64"]), dtype=np.uint8).reshape(text["shape"]).copy())
+
+# %% ../nbs/plots.ipynb #7223b5df
+def printed_numbers(
+    record: dict,  # accuracy record
+) -> list[dict]:  # entries of `records.paper`; none where the data are not the paper's
+    "The accuracies the paper prints for the data set of a record."
+    return [c for c in records.paper(dataset=record["data"]["name"]) if c.get("metric") == "accuracy"]
+
+# %% ../nbs/plots.ipynb #c9c6a71c
+def _images(record):
+    spec = record["spec"]
+    return fig_quantized_images(images_from_text(record["images"]), spec["K"], spec["alphas"], spec.get("alpha_unit", 1))
+
+
+FIGURES = {
+    "fig1": lambda r: fig1(r),
+    "fig2": lambda r: fig2(r["spec"]["K"], r["spec"]["alpha"]),
+    "fig3": lambda r: fig3(r, printed_numbers(r)),
+    "fig3-worst": lambda r: fig3(r, printed_numbers(r), accounting="worst"),
+    "fig4": lambda r: fig4(r, printed_numbers(r)),
+    "fig4-worst": lambda r: fig4(r, printed_numbers(r), accounting="worst"),
+    **{f"fig{i}": _images for i in range(8, 15)},
+}
+
+# %% ../nbs/plots.ipynb #086af9bd
+def draw(
+    item: str,  # a key of FIGURES, for example 'fig3'
+    record: dict,  # what the figure is drawn from; fig8 to fig14 have 'images' (`images_to_text`) and 'spec' {'K', 'alphas', 'alpha_unit'}
+) -> mpl.figure.Figure:
+    "An item from its record alone. Raises ValueError for an item that is not known."
+    if item not in FIGURES:
+        raise ValueError(f"item is {item!r}; known are {', '.join(FIGURES)}")
+    return FIGURES[item](record)
+
+# %% ../nbs/plots.ipynb #ff39e98e
+TABLES = {
+    "mnist-accuracy": lambda r: (accuracy_table(r, printed_numbers(r)), accuracy_rows(r, printed_numbers(r))),
+    "mnist-accuracy-worst": lambda r: (accuracy_table(r, (), "worst"), accuracy_rows(r, (), "worst")),
+    "mnist-cost": lambda r: (cost_table(r), cost_rows(r)),
+}
+
+
+def draw_table(
+    item: str,  # a key of TABLES, for example 'mnist-accuracy'
+    record: dict,  # what the table is made from; that of fig3 for both accuracy tables
+) -> tuple[str, list[dict]]:  # Markdown, and the rows
+    "A table from its record alone. Raises ValueError for an item that is not known."
+    if item not in TABLES:
+        raise ValueError(f"item is {item!r}; known are {', '.join(TABLES)}")
+    return TABLES[item](record)

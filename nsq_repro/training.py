@@ -42,27 +42,28 @@ class TrainSpec:
     seed: int = 0  # of initial weights, order, noise and random starts
 
     def __post_init__(self):
-        rules = {
-            "model": (self.model in RECIPES, f"one of {', '.join(RECIPES)}"),
-            "network": (self.network in NETWORKS, f"one of {', '.join(NETWORKS)}"),
-            "K": (self.K is None or (type(self.K) is int and self.K >= 1), "a whole number of levels, at least 1 (or None: no layer)"),
-            "alpha": ((self.alpha is None) == (self.K is None) and (self.alpha is None or self.alpha > 0), "a positive number where K is given, else None"),
-            "noise": (0 <= self.noise <= 1, "a radius in [0, 1] (16/255, not 16)"),
-            "eps": (0 <= self.eps <= 1, "a radius in [0, 1] (8/255, not 8)"),
-            "steps": (type(self.steps) is int and self.steps >= 0 and (self.steps == 0) == (self.eps == 0), "at least 1 where eps > 0, else 0"),
-            "step_size": (0 <= self.step_size <= 2 and (self.step_size > 0) == (self.steps > 0), "a positive length where steps > 0, else 0"),
-            "warmup": (0 <= self.warmup <= 1, "a share in [0, 1]"),
-            "iterations": (type(self.iterations) is int and self.iterations >= 1, "a whole number, at least 1"),
-            "batch_size": (type(self.batch_size) is int and self.batch_size >= 1, "a whole number, at least 1"),
-            "lr": (0 < self.lr < 10, "a positive number below 10"),
-            "schedule": (self.schedule in ("constant", "triangle"), "'constant' or 'triangle'"),
-            "optimizer": (self.optimizer == "adam", "'adam'"),
-            "precision": (self.precision in ("fp32", "bf16"), "'fp32' or 'bf16'"),
-            "seed": (type(self.seed) is int, "a whole number"),
-        }
-        for name, (good, allowed) in rules.items():
-            if not good:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not possible here; allowed: {allowed}")
+        records.check_fields(self, _train_rules(self))
+
+# %% ../nbs/training.ipynb #8339a2a5
+def _train_rules(s):
+    return {
+        "model": (s.model in RECIPES, f"one of {', '.join(RECIPES)}"),
+        "network": (s.network in NETWORKS, f"one of {', '.join(NETWORKS)}"),
+        "K": (s.K is None or (type(s.K) is int and s.K >= 1), "a whole number of levels, at least 1 (or None: no layer)"),
+        "alpha": ((s.alpha is None) == (s.K is None) and (s.alpha is None or s.alpha > 0), "a positive number where K is given, else None"),
+        "noise": (0 <= s.noise <= 1, "a radius in [0, 1] (16/255, not 16)"),
+        "eps": (0 <= s.eps <= 1, "a radius in [0, 1] (8/255, not 8)"),
+        "steps": (type(s.steps) is int and s.steps >= 0 and (s.steps == 0) == (s.eps == 0), "at least 1 where eps > 0, else 0"),
+        "step_size": (0 <= s.step_size <= 2 and (s.step_size > 0) == (s.steps > 0), "a positive length where steps > 0, else 0"),
+        "warmup": (0 <= s.warmup <= 1, "a share in [0, 1]"),
+        "iterations": (type(s.iterations) is int and s.iterations >= 1, "a whole number, at least 1"),
+        "batch_size": (type(s.batch_size) is int and s.batch_size >= 1, "a whole number, at least 1"),
+        "lr": (0 < s.lr < 10, "a positive number below 10"),
+        "schedule": (s.schedule in ("constant", "triangle"), "'constant' or 'triangle'"),
+        "optimizer": (s.optimizer == "adam", "'adam'"),
+        "precision": (s.precision in ("fp32", "bf16"), "'fp32' or 'bf16'"),
+        "seed": (type(s.seed) is int, "a whole number"),
+    }
 
 # %% ../nbs/training.ipynb #eecd3bfa
 RECIPES = {
