@@ -300,11 +300,11 @@ def choose_pixels(
     eps: float,  # l∞ radius
     count: int = 20,  # how many at most
 ) -> tuple[Tensor, bool]:  # flat indices, increasing, at least two; True: all can move by eps in both directions
-    "Pixels for @fig-mnist-iterates: free to move, evenly spaced; without two of them those nearest to 1/2."
+    "Pixels for @fig-mnist-iterates: free to move, evenly spaced; where there are not two of them, the two nearest to 1/2."
     values = x.flatten()
     free = ((values >= eps) & (values <= 1 - eps)).nonzero()[:, 0]
     if len(free) < 2:
-        return (values - .5).abs().argsort(stable=True)[:count].sort().values, False
+        return (values - .5).abs().argsort(stable=True)[:2].sort().values, False
     return free[torch.linspace(0, len(free) - 1, min(count, len(free))).round().long().to(free.device)], True
 
 # %% ../nbs/objective.ipynb #1ae667cf
