@@ -6,9 +6,9 @@
 __all__ = ['wilson', 'AttackSpec', 'outcomes_at', 'series', 'accuracy_vs_eps', 'settings_of', 'evaluate', 'Protocol', 'as_tuple',
            'choose_device', 'choose_protocol', 'run_protocol']
 
-# %% ../nbs/evaluation.ipynb #d8658f58
+# %% ../nbs/evaluation.ipynb #489254b1
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Callable
 
 import numpy as np
@@ -155,7 +155,7 @@ def evaluate(
         return records.load_json(folder / "record.json")
     x, y, cells = used.floats(device=device), used.y.to(device), []
     for e in spec.eps:
-        cells.append(_cell(folder / f"eps-{e:.6f}.json", refresh, on_batch, lambda: outcomes_at(model, x, y, e, spec, batch_size, on_batch)))
+        cells.append(_cell(folder / f"eps-{e:.6f}.json", refresh, on_batch, lambda e=e: outcomes_at(model, x, y, e, spec, batch_size, on_batch)))
     record = {"kind": "eval", "hash": records.spec_hash(content), "attack": records.spec_dict(spec, defaults=True), "model": key["model"],
               "train_hash": records.spec_hash(key), "seed": spec.seed, "seconds": round(sum(c.pop("seconds") for c in cells), 2), "batch_size": batch_size,
               "data": used.describe(),
@@ -188,6 +188,7 @@ class Protocol:
     device: str  # torch device
     train: tuple  # TrainSpec of each model
     attacks: tuple  # AttackSpec of each curve
+    layer: dict  # K, alpha and noise asked for, whichever models are trained
     seed: int
 
 # %% ../nbs/evaluation.ipynb #aaf2310c
@@ -246,7 +247,7 @@ def choose_protocol(
     fits = tuple(recipe(m, **common, seed=seed, **{**preset["training"][m], **longer}) for m in p["models"])
     attacks = tuple(AttackSpec(s, loss, p["eps"], p["steps"], p["step_size"], seed=seed, n_test=p["n_test"]) for s in p["settings"] for loss in p["losses"])
     changed = [f"{k}{'+'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in given.items() if v != preset[k]] + ([f"seed{seed}"] if seed else [])
-    return Protocol(name, scale, "-".join([name, *changed]) if changed else None, p["dataset"], device, fits, attacks, seed)
+    return Protocol(name, scale, "-".join([name, *changed]) if changed else None, p["dataset"], device, fits, attacks, common, seed)
 
 # %% ../nbs/evaluation.ipynb #c8dc3e24
 def run_protocol(

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['ALL', 'COMMON', 'RADII', 'PRESETS', 'protocol', 'datasets', 'run', 'figure_record']
 
-# %% ../nbs/mnist.ipynb #887d9f6a
+# %% ../nbs/mnist.ipynb #c87a27e5
 from dataclasses import replace
 
-from . import records
 from .attacks import SETTINGS
 from .data import load
 from .evaluation import choose_protocol, run_protocol
@@ -20,8 +19,8 @@ COMMON = dict(losses=("ce", "cw"), settings=SETTINGS, models=ALL, K=1, alpha=100
 RADII = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
 def _training(plain, pgd, fgsm_rs):
-    "Fields of TrainSpec for each model: natural, noisy, sq and nsq share one budget."
-    return {**{m: plain for m in ("natural", "noisy", "sq", "nsq")}, "pgd": pgd, "fgsm_rs": fgsm_rs}
+    "Fields of TrainSpec for each model; those without an adversary share one budget."
+    return {**{m: plain for m in ("natural", "noisy", "sq", "nsq", "stability", "l1")}, "pgd": pgd, "fgsm_rs": fgsm_rs}
 
 PRESETS = {
     "smoke": dict(COMMON, dataset="digits", n_test=100, eps=(0.0, 0.1, 0.2, 0.3), steps=20, step_size=0.04, training=_training(

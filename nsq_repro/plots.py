@@ -13,6 +13,7 @@ __all__ = ['MODELS', 'LABELS', 'COLORS', 'MARKERS', 'SETTING_LABELS', 'LOSS_LABE
 import base64
 import functools
 import itertools
+import json
 import math
 import textwrap
 from statistics import median
@@ -459,8 +460,8 @@ def cost_rows(
     "Training cost per image, beside that of NSQ."
     per_image = {m: [s / cost["specs"][m]["batch_size"] for s in times] for m, times in cost["seconds_per_iteration"].items()}
     rows = []
-    for m, times in per_image.items():
-        row = {"model": m, "steps": cost["specs"][m]["steps"]}
+    for m in look(per_image):
+        times, row = per_image[m], {"model": m, "steps": cost["specs"][m]["steps"]}
         for name, values in (("ms", [1e3 * t for t in times]), ("ratio", [t / nsq for t, nsq in zip(times, per_image["nsq"])])):
             row |= {name: round(median(values), 4), f"{name}_low": round(min(values), 4), f"{name}_high": round(max(values), 4)}
         rows.append(row)
@@ -508,6 +509,11 @@ def _images(record):
     return fig_quantized_images(images_from_text(record["images"]), spec["K"], spec["alphas"], spec.get("alpha_unit", 1))
 
 
+def _as_saved(record):
+    "What a reader of the record's file sees: keys sorted, lists for tuples, Python's numbers for NumPy's."
+    return json.loads(json.dumps(record, sort_keys=True, allow_nan=False))
+
+
 FIGURES = {
     "fig1": lambda r: fig1(r),
     "fig2": lambda r: fig2(r["spec"]["K"], r["spec"]["alpha"]),
@@ -526,7 +532,7 @@ def draw(
     "An item from its record alone. Raises ValueError for an item that is not known."
     if item not in FIGURES:
         raise ValueError(f"item is {item!r}; known are {', '.join(FIGURES)}")
-    return FIGURES[item](record)
+    return FIGURES[item](_as_saved(record))
 
 # %% ../nbs/plots.ipynb #ff39e98e
 TABLES = {
@@ -543,4 +549,4 @@ def draw_table(
     "A table from its record alone. Raises ValueError for an item that is not known."
     if item not in TABLES:
         raise ValueError(f"item is {item!r}; known are {', '.join(TABLES)}")
-    return TABLES[item](record)
+    return TABLES[item](_as_saved(record))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['spec_dict', 'canonical', 'spec_hash', 'check_fields', 'repository', 'home', 'run_dir', 'atomic_write', 'save_json',
-           'load_json', 'device_name', 'provenance', 'pack', 'unpack', 'figure_dir', 'render', 'save_figure',
-           'save_table', 'load_figure_record', 'paper']
+           'load_json', 'device_name', 'provenance', 'pack', 'unpack', 'digest', 'save_record', 'figure_dir', 'render',
+           'save_figure', 'save_table', 'load_figure_record', 'paper']
 
 # %% ../nbs/records.ipynb #559fb0e2
 import base64
@@ -171,6 +171,21 @@ def unpack(
     "Per-example outcomes from text."
     return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=n).astype(bool)
 
+# %% ../nbs/records.ipynb #6b66455a
+def digest(
+    record: dict,  # JSON values
+) -> str:  # 16 hexadecimal digits
+    "Name of a record's content, without the digest it carries."
+    return spec_hash(json.loads(json.dumps({k: v for k, v in record.items() if k != "digest"})))
+
+
+def save_record(
+    path: Path,  # file to make or replace
+    record: dict,  # JSON values
+) -> Path:  # `path`
+    "Write a record with its digest."
+    return save_json(path, {**record, "digest": digest(record)})
+
 # %% ../nbs/records.ipynb #9a1776e5
 def figure_dir(
     scale: str,  # 'smoke', 'cpu' or 'paper'
@@ -204,7 +219,7 @@ def save_figure(
     import matplotlib
     folder = figure_dir(scale, variant)
     files = [atomic_write(folder / f"{name}.{kind}", render(fig, name, kind)) for kind in ("svg", "png")]
-    return [*files, save_json(folder / f"{name}.json", {**record, "item": name, "scale": scale, "drawn_with": {"matplotlib": matplotlib.__version__}})]
+    return [*files, save_record(folder / f"{name}.json", {**record, "item": name, "scale": scale, "drawn_with": {"matplotlib": matplotlib.__version__}})]
 
 # %% ../nbs/records.ipynb #1b9ab77c
 def save_table(
@@ -222,7 +237,7 @@ def save_table(
     writer.writerows(rows)
     folder = figure_dir(scale, variant)
     return [atomic_write(folder / f"{name}.md", markdown + "\n"), atomic_write(folder / f"{name}.csv", text.getvalue()),
-            save_json(folder / f"{name}.json", {**record, "item": name, "scale": scale, "rows": rows})]
+            save_record(folder / f"{name}.json", {**record, "item": name, "scale": scale, "rows": rows})]
 
 # %% ../nbs/records.ipynb #0d22de38
 def load_figure_record(

@@ -58,6 +58,14 @@ def test_path_is_the_attack(seed, layer, eps, setting):
     assert_close(inner_maximum(net, x, y, eps, 5, eps / 4, setting=setting), path.loss.amax(0))
 
 
+def test_the_inner_maximum_remembers_a_loss_that_was_left_again():
+    "With steps as long as the ball the path jumps to and fro, and for some image the largest loss comes early."
+    net, (x, y) = network(2, (1, 1000.)), images(2, 60)
+    loss = pgd_path(net, x, y, .3, 8, .3).loss
+    assert (loss[:-2].amax(0) > loss[-2:].amax(0) + 1e-6).any()
+    assert_close(inner_maximum(net, x, y, .3, 8, .3, setting="bpda_ste"), loss.amax(0))
+
+
 def test_random_start_is_that_of_the_attack():
     net, (x, y) = network(3), images(3)
     for restart in (0, 2):
