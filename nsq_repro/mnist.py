@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from .attacks import SETTINGS
 from .data import load
-from .evaluation import choose_protocol, run_protocol
+from .evaluation import choose_protocol, run_protocol, settings_of
 from .training import training_cost
 
 # %% ../nbs/mnist.ipynb #724f968d
@@ -58,12 +58,13 @@ def run(
     data_root: str | None = None,  # folder that holds MNIST/raw
     download: bool = False,  # fetch MNIST if it is not there
     refresh: bool = False,  # train and attack again
+    compute: bool = True,  # False: attack nothing, gather the curves that are there
     **parameters,  # of this notebook
 ):  # protocol, networks by name, training records, evaluation records, record of the training costs
     "Everything of this experiment that costs time. Raises ValueError or FileNotFoundError before any work if it cannot be done."
     p = protocol(**parameters)
     fit, test = datasets(p, data_root, download)
-    nets, trained, evaluated = run_protocol(p, fit, test, refresh)
+    nets, trained, evaluated = run_protocol(p, fit, test, refresh, compute=compute)
     compared = [s for s in p.train if s.model in ("natural", "nsq", "pgd", "fgsm_rs")]
     how = dict(rounds=3, iterations=2) if p.scale == "smoke" else dict(rounds=7, iterations=5)
     cost = training_cost([replace(s, steps=40, step_size=0.01) if s.model == "pgd" else s for s in compared], fit, p.device, refresh, **how)
@@ -83,4 +84,6 @@ def figure_record(
             "series": [s for r in evaluated for s in r["series"]],
             "training": {r["spec"]["model"]: {k: r[k] for k in ("hash", "spec", "seconds", "images_per_second", "losses", "parameters", "provenance")} for r in trained},
             "evaluations": [{k: r[k] for k in ("hash", "train_hash", "model", "seconds", "batch_size", "provenance")} | {k: r["attack"][k] for k in ("setting", "loss")} for r in evaluated],
+            "missing": sorted({(t.model, a.setting, a.loss) for t in p.train for a in p.attacks if a.setting in settings_of(t)}
+                              - {(r["model"], r["attack"]["setting"], r["attack"]["loss"]) for r in evaluated}),
             "cost": {k: cost[k] for k in ("seconds_per_iteration", "specs", "provenance")}}
