@@ -6,10 +6,10 @@
 __all__ = ['VERDICTS', 'REPRODUCED', 'IN_PART', 'NOT_REPRODUCED', 'FALSE', 'UNTESTED', 'TOLERANCE', 'NEAR', 'FACTOR', 'ITEMS',
            'CELLS', 'MATHEMATICS', 'RULES', 'TABLES', 'scales_for', 'best_record', 'present_scale', 'untested',
            'evidence', 'curve', 'place', 'measured', 'agreement', 'percent', 'rule_accuracy', 'paired_difference',
-           'difference', 'rule_difference', 'comparisons', 'ordering', 'rule_order', 'rule_time', 'rule_ratio',
-           'pixel_record', 'pixel_rows', 'pixel_table', 'rule_pixels', 'rule_fill', 'gradient_record', 'gradient_rows',
-           'gradient_table', 'rule_smaller_gradients', 'stated', 'value_of', 'differentiable', 'hard_limit',
-           'other_ranges', 'increments', 'hoelder', 'derivative', 'nearly_zero', 'l1_norm', 'two_samples',
+           'difference', 'weak_baseline', 'rule_difference', 'comparisons', 'ordering', 'rule_order', 'rule_time',
+           'rule_ratio', 'pixel_record', 'pixel_rows', 'pixel_table', 'rule_pixels', 'rule_fill', 'gradient_record',
+           'gradient_rows', 'gradient_table', 'rule_smaller_gradients', 'stated', 'value_of', 'differentiable',
+           'hard_limit', 'other_ranges', 'increments', 'hoelder', 'derivative', 'nearly_zero', 'l1_norm', 'two_samples',
            'path_integral', 'small_gradient', 'infinite_sharpness', 'binarization', 'sharp_areas', 'plain_bpda',
            'clarity', 'estimate', 'rule_of', 'judge', 'as_text', 'printed_text', 'subject', 'claims_rows',
            'claims_table', 'used_value', 'settings_rows', 'settings_table', 'claims_item', 'save', 'check_series',
@@ -193,6 +193,19 @@ def difference(
     bits = [records.unpack(s["outcomes"][k], s["n"]) for s, k in ((a, i), (b, j))]
     return {"name": plots.LOSS_LABELS[loss], "eps": eps, **paired_difference(*bits)}
 
+# %% ../nbs/claims.ipynb #1f7e794b
+def weak_baseline(
+    record: dict,  # accuracy record
+    model: str,  # the model that is compared with
+) -> str:  # why a comparison with it means nothing here; empty: it stands
+    "Whether the model compared with is below what the paper cites for it."
+    for c in records.paper(dataset=record["data"]["name"], model=model, kind="cited", metric="accuracy"):
+        points = measured(c, record)
+        if points and max(p["value"] for p in points) < c["value"] / 100 - NEAR:
+            best = max(p["value"] for p in points)
+            return f"{plots.LABELS[model]} has {100 * best:.1f} % here at ε = {c['eps_text']} where the paper cites {c['value']:g} %: it is trained too little at this scale to be compared with"
+    return ""
+
 # %% ../nbs/claims.ipynb #512bc60e
 def rule_difference(
     claim: dict,  # of `records.paper`; its test names the other model
@@ -205,6 +218,8 @@ def rule_difference(
     points = [p for loss in losses if record and (p := difference(record, *models, loss, claim["eps"], claim["metric"]))]
     if not points:
         return untested(why or "the record has no such curves or radius", record=record)
+    if weak := weak_baseline(record, claim["test"]["than"]):
+        return untested(weak, percent(points, signed=True), record)
     verdict, why = agreement(claim["value"] / 100, points)
     return {"verdict": verdict, "ours": percent(points, signed=True), "why": why, "record": record}
 
@@ -252,9 +267,12 @@ def rule_order(
         return untested(next((w for _, w in found.values() if w), "the record has no such curves or radii"), record=next((r for r, _ in found.values() if r), None))
     flat = [p for some in points.values() for p in some]
     verdict, why = ordering(flat, margin)
+    weak = next((w for d in points if (w := weak_baseline(found[d][0], test["than"]))), "")
+    if weak:
+        verdict, why = UNTESTED, weak
     if len(points) < len(datasets) and verdict == REPRODUCED:
         verdict = IN_PART
-    if len(points) < len(datasets):
+    if len(points) < len(datasets) and not weak:
         why += f"; of {' and '.join(datasets)} only {' and '.join(points)} is measured"
     worst, best = min(flat, key=lambda p: p["value"]), max(flat, key=lambda p: p["value"])
     ours = f"{100 * worst['value']:+.1f} to {100 * best['value']:+.1f} points over {len(flat)} points"

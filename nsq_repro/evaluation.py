@@ -28,7 +28,7 @@ def wilson(
 ) -> tuple[float, float]:  # lower and upper end, fractions
     "95 % Wilson interval of k out of n, @eq-wilson."
     interval = binomtest(int(k), int(n)).proportion_ci(0.95, method="wilson")
-    return round(interval.low, 6), round(interval.high, 6)
+    return round(float(interval.low), 6), round(float(interval.high), 6)
 
 # %% ../nbs/evaluation.ipynb #13edf451
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def run(
     p = protocol(**parameters)
     fit, test = datasets(p, data_root, download)
     nets, trained, evaluated = run_protocol(p, fit, test, refresh, compute=compute)
-    compared = [s for s in p.train if s.model in ("natural", "nsq", "pgd", "fgsm_rs")]
+    compared = [s for s in p.train if s.model in ("natural", "nsq", "pgd", "fgsm_rs", "stability")]
     how = dict(rounds=3, iterations=2) if p.scale == "smoke" else dict(rounds=7, iterations=5)
     cost = training_cost([replace(s, steps=40, step_size=0.01) if s.model == "pgd" else s for s in compared], fit, p.device, refresh, **how)
     return p, nets, trained, evaluated, cost
