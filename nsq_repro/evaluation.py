@@ -229,7 +229,7 @@ def choose_device(
 # %% ../nbs/evaluation.ipynb #dd50b405
 def choose_protocol(
     name: str,  # of the experiment
-    presets: dict,  # scale → dataset, models, losses, settings, eps, steps, step_size, n_test, K, alpha, noise, and `training`: fields by model
+    presets: dict,  # scale → dataset, models, losses, settings, eps, steps, step_size, n_test, K, alpha, noise, network, iterations, and `training`: fields by model
     scale: str = "auto",  # 'smoke', 'cpu', 'paper'; 'auto': 'paper' with CUDA, else 'cpu'
     device: str = "auto",  # torch device
     seed: int = 0,  # of weights, order, noise and starts
@@ -248,8 +248,8 @@ def choose_protocol(
     if len(p["eps"]) == 1 and p["eps"][0] > 0:
         p["eps"] = (0.0, *p["eps"])
     common = {k: p[k] for k in ("K", "alpha", "noise")}
-    longer = {} if p["iterations"] is None else {"iterations": p["iterations"]}
-    fits = tuple(recipe(m, **common, seed=seed, **{**preset["training"][m], **longer}) for m in p["models"])
+    asked = {k: p[k] for k in ("network", "iterations") if p.get(k) is not None}
+    fits = tuple(recipe(m, **common, seed=seed, **{**preset["training"][m], **asked}) for m in p["models"])
     attacks = tuple(AttackSpec(s, loss, p["eps"], p["steps"], p["step_size"], seed=seed, n_test=p["n_test"]) for s in p["settings"] for loss in p["losses"])
     changed = [f"{k}{'+'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in given.items() if v != preset[k]] + ([f"seed{seed}"] if seed else [])
     return Protocol(name, scale, "-".join([name, *changed]) if changed else None, p["dataset"], device, fits, attacks, common, seed)

@@ -15,7 +15,7 @@ from .training import training_cost
 
 # %% ../nbs/mnist.ipynb #724f968d
 ALL = ("natural", "pgd", "sq", "nsq", "fgsm_rs")
-COMMON = dict(losses=("ce", "cw"), settings=SETTINGS, models=ALL, K=1, alpha=1000.0, noise=0.3, iterations=None)
+COMMON = dict(losses=("ce", "cw"), settings=SETTINGS, models=ALL, K=1, alpha=1000.0, noise=0.3, network=None, iterations=None)
 RADII = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
 def _training(plain, pgd, fgsm_rs):
@@ -23,14 +23,14 @@ def _training(plain, pgd, fgsm_rs):
     return {**{m: plain for m in ("natural", "noisy", "sq", "nsq", "stability", "l1")}, "pgd": pgd, "fgsm_rs": fgsm_rs}
 
 PRESETS = {
-    "smoke": dict(COMMON, dataset="digits", n_test=100, eps=(0.0, 0.1, 0.2, 0.3), steps=20, step_size=0.04, training=_training(
+    "smoke": dict(COMMON, dataset="digits", network="mnist_cnn_pytorch", n_test=100, eps=(0.0, 0.1, 0.2, 0.3), steps=20, step_size=0.04, training=_training(
         dict(iterations=200, batch_size=50, lr=1e-3),
         dict(iterations=200, batch_size=50, lr=1e-3, steps=5, step_size=0.12, warmup=0.5),
         dict(iterations=200, batch_size=50, lr=1e-3, warmup=0.5))),
-    "cpu": dict(COMMON, dataset="mnist", n_test=1000, eps=RADII, steps=100, step_size=0.01, training=_training(
+    "cpu": dict(COMMON, dataset="mnist", network="mnist_cnn_pytorch", n_test=1000, eps=RADII, steps=100, step_size=0.01, training=_training(
         dict(iterations=3000),
-        dict(iterations=2000, lr=1e-3, schedule="triangle", steps=10, step_size=0.075, warmup=0.5, precision="bf16"),
-        dict(iterations=2400, lr=1e-3, schedule="triangle", warmup=0.5, precision="bf16"))),
+        dict(iterations=2000, lr=1e-3, schedule="onecycle", steps=10, step_size=0.075, warmup=0.5, precision="bf16"),
+        dict(iterations=2400, lr=1e-3, schedule="onecycle", warmup=0.5, precision="bf16"))),
     "paper": dict(COMMON, dataset="mnist", n_test=10_000, eps=RADII, steps=100, step_size=0.01, training=_training(
         dict(iterations=50_000),
         dict(iterations=100_000, batch_size=50),
@@ -39,7 +39,7 @@ PRESETS = {
 
 # %% ../nbs/mnist.ipynb #f8fdd1fd
 def protocol(
-    **parameters,  # of this notebook: scale, seed, K, alpha, noise, eps, steps, step_size, n_test, iterations, models, device
+    **parameters,  # of this notebook: scale, seed, K, alpha, noise, eps, steps, step_size, n_test, network, iterations, models, device
 ):  # `Protocol`
     "What to run. Raises ValueError naming the parameter that is wrong."
     return choose_protocol("mnist", PRESETS, **parameters)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'MnistCNN', 'SoftQuantNet', 'build', 'weights_digest', 'save_checkpoint', 'load_checkpoint']
 
-# %% ../nbs/networks.ipynb #6da56772
+# %% ../nbs/networks.ipynb #ace00bb5
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 import safetensors
@@ -23,11 +24,14 @@ class MnistCNN(nn.Module):
     "MadryLab's MNIST network (§5): logits (N, 10) from images (N, 1, 28, 28) in [0, 1]."
     network = "mnist_cnn"
 
-    def __init__(self):
+    def __init__(
+        self,
+        initial: str = "madrylab",  # initial weights: 'madrylab', or 'pytorch' for the defaults of nn.Conv2d and nn.Linear
+    ):
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(1, 32, 5, padding=2), nn.Conv2d(32, 64, 5, padding=2)
         self.fc1, self.fc2 = nn.Linear(7 * 7 * 64, 1024), nn.Linear(1024, 10)
-        for layer in self.children():
+        for layer in self.children() if initial == "madrylab" else ():
             nn.init.trunc_normal_(layer.weight, std=.1, a=-.2, b=.2)
             nn.init.constant_(layer.bias, .1)
 
@@ -57,8 +61,8 @@ class SoftQuantNet(nn.Module):
     ) -> Tensor:  # logits
         return self.features(self.quantize(x))
 
-# %% ../nbs/networks.ipynb #926896e0
-NETWORKS = {"mnist_cnn": MnistCNN}
+# %% ../nbs/networks.ipynb #e0ae821e
+NETWORKS = {"mnist_cnn": MnistCNN, "mnist_cnn_pytorch": partial(MnistCNN, "pytorch")}
 
 # %% ../nbs/networks.ipynb #587e9871
 def build(
