@@ -23,14 +23,14 @@ def _training(plain, pgd, fgsm_rs):
     return {**{m: plain for m in ("natural", "noisy", "sq", "nsq", "stability", "l1")}, "pgd": pgd, "fgsm_rs": fgsm_rs}
 
 PRESETS = {
-    "smoke": dict(COMMON, dataset="digits", network="mnist_cnn_pytorch", n_test=100, eps=(0.0, 0.1, 0.2, 0.3), steps=20, step_size=0.04, training=_training(
-        dict(iterations=200, batch_size=50, lr=1e-3),
-        dict(iterations=200, batch_size=50, lr=1e-3, steps=5, step_size=0.12, warmup=0.5),
-        dict(iterations=200, batch_size=50, lr=1e-3, warmup=0.5))),
+    "smoke": dict(COMMON, dataset="digits", models=ALL[:4], network="mnist_cnn_pytorch", n_test=100, eps=(0.0, 0.1, 0.2, 0.3), steps=20, step_size=0.04, training=_training(
+        dict(iterations=150, batch_size=50, lr=1e-3),
+        dict(iterations=150, batch_size=50, lr=1e-3, steps=5, step_size=0.12, warmup=0.5),
+        dict(iterations=150, batch_size=50, lr=1e-3, warmup=0.5))),
     "cpu": dict(COMMON, dataset="mnist", network="mnist_cnn_pytorch", n_test=1000, eps=RADII, steps=100, step_size=0.01, training=_training(
         dict(iterations=3000),
-        dict(iterations=2000, lr=1e-3, schedule="onecycle", steps=10, step_size=0.075, warmup=0.5, precision="bf16"),
-        dict(iterations=2400, lr=1e-3, schedule="onecycle", warmup=0.5, precision="bf16"))),
+        dict(iterations=2000, lr=5e-3, schedule="onecycle", steps=10, step_size=0.075, warmup=0.25, precision="bf16"),
+        dict(iterations=2400, lr=5e-3, schedule="onecycle", precision="bf16"))),
     "paper": dict(COMMON, dataset="mnist", n_test=10_000, eps=RADII, steps=100, step_size=0.01, training=_training(
         dict(iterations=50_000),
         dict(iterations=100_000, batch_size=50),
@@ -67,7 +67,8 @@ def run(
     nets, trained, evaluated = run_protocol(p, fit, test, refresh, compute=compute)
     compared = [s for s in p.train if s.model in ("natural", "nsq", "pgd", "fgsm_rs", "stability")]
     how = dict(rounds=3, iterations=2) if p.scale == "smoke" else dict(rounds=7, iterations=5)
-    cost = training_cost([replace(s, steps=40, step_size=0.01) if s.model == "pgd" else s for s in compared], fit, p.device, refresh, **how)
+    timed = [replace(s, precision="fp32", **(dict(steps=40, step_size=0.01) if s.model == "pgd" else {})) for s in compared]
+    cost = training_cost(timed, fit, p.device, refresh, **how)
     return p, nets, trained, evaluated, cost
 
 # %% ../nbs/mnist.ipynb #05cb3e82
