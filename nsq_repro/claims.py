@@ -265,18 +265,16 @@ def rule_order(
     points = {d: p for d, (r, _) in found.items() if r and (p := comparisons(test, r, claim.get("metric", "accuracy")))}
     if not points:
         return untested(next((w for _, w in found.values() if w), "the record has no such curves or radii"), record=next((r for r, _ in found.values() if r), None))
-    flat = [p for some in points.values() for p in some]
-    verdict, why = ordering(flat, margin)
-    weak = next((w for d in points if (w := weak_baseline(found[d][0], test["than"]))), "")
-    if weak:
-        verdict, why = UNTESTED, weak
-    if len(points) < len(datasets) and verdict == REPRODUCED:
-        verdict = IN_PART
-    if len(points) < len(datasets) and not weak:
-        why += f"; of {' and '.join(datasets)} only {' and '.join(points)} is measured"
+    weak = {d: w for d in points if (w := weak_baseline(found[d][0], test["than"]))}
+    sound = {d: p for d, p in points.items() if d not in weak}
+    flat = [p for some in (sound or points).values() for p in some]
+    verdict, why = ordering(flat, margin) if sound else (UNTESTED, next(iter(weak.values())))
+    if sound and len(sound) < len(datasets):
+        verdict = IN_PART if verdict == REPRODUCED else verdict
+        why += f"; of {' and '.join(datasets)} only {' and '.join(sound)} is compared" + "".join(f" ({w})" for w in weak.values())
     worst, best = min(flat, key=lambda p: p["value"]), max(flat, key=lambda p: p["value"])
     ours = f"{100 * worst['value']:+.1f} to {100 * best['value']:+.1f} points over {len(flat)} points"
-    return {"verdict": verdict, "ours": ours, "why": why, "record": found[next(iter(points))][0]}
+    return {"verdict": verdict, "ours": ours, "why": why, "record": found[next(iter(sound or points))][0]}
 
 # %% ../nbs/claims.ipynb #44b7afff
 def rule_time(

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from . import records
 from .attacks import ball, frozen, pgd_step, surrogate
 from .bound import stability_loss
+from .data import crop_flip
 from .networks import NETWORKS, build, load_checkpoint, save_checkpoint
 from .objective import l1_objective
 
@@ -209,7 +210,6 @@ def training_loss(
 ) -> Tensor:  # mean loss, to differentiate
     "The loss of a recipe on one batch."
     if spec.augment:
-        from nsq_repro.data import crop_flip
         x = crop_flip(x, generator)
     if spec.stability:
         return stability_loss(model, x, y, spec.noise, spec.stability, generator)

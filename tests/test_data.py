@@ -3,6 +3,8 @@ import functools
 import gzip
 import hashlib
 import http.server
+import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -188,3 +190,214 @@ def test_pixels_near(values, t, eps):
 def test_pixels_near_refuses(kwargs):
     with pytest.raises(ValueError):
         data.pixels_near(torch.zeros(1, 1, 2, 2), **kwargs)
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    "CIFAR-10 as a folder of images: two training and one test image of each class, and their pixels. Returns root and pixels."
+    from PIL import Image
+    root, pixels = tmp_path / "root", {}
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for split, n in (("train", 2), ("test", 1)):
+        pixels[split] = np.random.default_rng(n).integers(0, 256, (n, 10, 32, 32, 3), np.uint8)
+        for c, name in enumerate(data.CIFAR_CLASSES):
+            (root / "cifar10" / split / name).mkdir(parents=True)
+            for i in range(n):
+                Image.fromarray(pixels[split][i, c]).save(root / "cifar10" / split / name / f"{i:04}.png")
+    return root, pixels
+
+
+def test_photos_need_nothing(monkeypatch, offline, tmp_path):
+    "Every patch is a piece of its photograph, inside the rectangle of its class; equal each time."
+    monkeypatch.setenv("NSQ_DATA", str(tmp_path / "nowhere"))
+    from sklearn.datasets import load_sample_images
+    photos = [torch.from_numpy(np.array(i)).permute(2, 0, 1) for i in load_sample_images().images]
+    for split, n in (("train", 375), ("test", 125)):
+        d = data.load("photos", split)
+        assert d.fingerprint == data.load("photos", split).fingerprint and len(d.x.flatten(1).unique(dim=0)) == 4 * n
+        assert d.y.bincount().tolist() == [n] * 4 and all(d.y[i:i + 100].bincount(minlength=4).min() > 10 for i in range(0, 4 * n, 100))
+        for label, (photo, top, bottom, left, right) in enumerate(data.PHOTO_AREAS.values()):
+            area = photos[photo][:, top:bottom, left:right]
+            area = area[:, :, -64:] if split == "test" else area[:, :, :-64]
+            windows = {w.numpy().tobytes() for w in area.unfold(1, 32, 1).unfold(2, 32, 1)[:, ::4, ::4].permute(1, 2, 0, 3, 4).flatten(0, 1)}
+            assert all(x.numpy().tobytes() in windows for x in d.x[d.y == label])
+
+
+def test_image_folder(copy):
+    "Every pixel arrives, classes by turns, under a name that says what it is."
+    root, pixels = copy
+    assert data.available("cifar10", root)
+    for split in ("train", "test"):
+        d = data.load("cifar10", split, root)
+        assert d.x.numpy().tobytes() == pixels[split].transpose(0, 1, 4, 2, 3).tobytes()
+        assert d.y.tolist() == [*range(10)] * len(pixels[split]) and d.classes[3] == "cat"
+        assert (d.name, d.title) == ("cifar10", "CIFAR-10 (image-folder copy, incomplete)")
+
+
+def test_titles(monkeypatch):
+    "A complete copy, the known one, and one with a wrong number of images."
+    x, y = torch.zeros(10_000, 3, 1, 1, dtype=torch.uint8), torch.arange(10).repeat(1000)
+    make = lambda *args: data._copy_of_cifar10(*args, "test")
+    assert make(x, y).title == "CIFAR-10 (image-folder copy)" and make(x, y.flip(0).clamp(min=1)).title.endswith("incomplete)")
+    monkeypatch.setitem(data.CIFAR_COPIES, "test", data.fingerprint(x, y))
+    assert make(x, y).title == "CIFAR-10 (JPEG copy)"
+
+
+def decodings(monkeypatch):
+    "A list that grows by one with each image decoded."
+    seen, read = [], data._read_image
+    monkeypatch.setattr(data, "_read_image", lambda path: seen.append(path) or read(path))
+    return seen
+
+
+def test_decoded_once(copy, monkeypatch):
+    root, _ = copy
+    seen = decodings(monkeypatch)
+    first, second = (data.load("cifar10", root=root) for _ in range(2))
+    assert len(seen) == 10 and first.fingerprint == second.fingerprint and first.title == second.title
+    assert (root / "cifar10" / "decoded-test.safetensors").is_file()
+
+
+@pytest.mark.parametrize("change", ["other bytes", "one more", "one less", "touched"])
+def test_changed_copy_is_noticed(copy, monkeypatch, change):
+    from PIL import Image
+    root, _ = copy
+    before, seen = data.load("cifar10", "train", root), decodings(monkeypatch)
+    file = root / "cifar10" / "train" / "frog" / "0001.png"
+    if change == "touched":
+        os.utime(file, ns=(2 * 10**18, 2 * 10**18))
+    elif change == "one less":
+        file.unlink()
+    else:
+        Image.new("RGB", (32, 32), "red").save(file if change == "other bytes" else file.with_name("0002.png"))
+    after = data.load("cifar10", "train", root)
+    assert len(seen) == len(after) == 20 + (change == "one more") - (change == "one less")
+    assert (after.fingerprint == before.fingerprint) == (change == "touched")
+
+
+@pytest.mark.parametrize("harm", ["empty", "half", "pixel", "label"])
+def test_damaged_cache(copy, capsys, harm):
+    root, _ = copy
+    good, path = data.load("cifar10", root=root), root / "cifar10" / "decoded-test.safetensors"
+    b = bytearray(path.read_bytes())
+    header = 8 + int.from_bytes(b[:8], "little")
+    b[{"pixel": -1, "label": header + 1}.get(harm, 0)] ^= 1 if harm in ("pixel", "label") else 0
+    path.write_bytes({"empty": b"", "half": b[:len(b) // 2]}.get(harm, b))
+    assert data.load("cifar10", root=root).fingerprint == good.fingerprint
+    assert f"{path} is damaged" in capsys.readouterr().out
+    data.load("cifar10", root=root)
+    assert not capsys.readouterr().out
+
+
+def test_root_that_cannot_be_written(copy, monkeypatch, tmp_path):
+    "The decoded images go to the home directory; without that too, they are decoded each time."
+    root, _ = copy
+    write = data.atomic_write
+    def elsewhere(path, content):
+        if root in path.parents:
+            raise OSError(30, "Read-only file system")
+        return write(path, content)
+    monkeypatch.setattr(data, "atomic_write", elsewhere)
+    seen, kept = decodings(monkeypatch), tmp_path / "home" / ".cache" / "nsq-repro" / "cifar10" / "decoded-test.safetensors"
+    a, b = (data.load("cifar10", root=root) for _ in range(2))
+    assert len(seen) == 10 and a.fingerprint == b.fingerprint and kept.is_file() and not list(root.glob("**/*.safetensors"))
+    kept.unlink()
+    root = tmp_path
+    assert data.load("cifar10", root=tmp_path / "root").fingerprint == a.fingerprint and not kept.exists()
+
+
+def test_bad_images_are_named(copy):
+    from PIL import Image
+    root, _ = copy
+    file = root / "cifar10" / "test" / "dog" / "0000.png"
+    whole = file.read_bytes()
+    for content in (b"", whole[:len(whole) // 2], b"text"):
+        file.write_bytes(content)
+        assert message(ValueError, "cifar10", root=root).startswith(f"{file} is damaged")
+    Image.new("RGB", (33, 32)).save(file)
+    assert f"{file} has 33×32 pixels" in message(ValueError, "cifar10", root=root)
+
+
+def test_missing_cifar(tmp_path, copy, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("a download nobody asked for"))
+    empty = tmp_path / "empty"
+    text = message(FileNotFoundError, "cifar10", root=empty)
+    assert all(f in text for f in (*data.CIFAR_FILES, *data.CIFAR_CLASSES)) and str(empty / "cifar-10-batches-py") in text and str(empty / "cifar10") in text
+    assert "NSQ_DATA" in text and "download=True" in text and "all seven" in text and "photos" in text and "\n" not in text
+    assert not empty.exists() and not data.available("cifar10", empty)
+    for file in (copy[0] / "cifar10" / "test" / "cat").iterdir():
+        file.unlink()
+    (copy[0] / "cifar10" / "test" / "cat").rmdir()
+    assert "was not found" in message(FileNotFoundError, "cifar10", root=copy[0]) and not data.available("cifar10", copy[0])
+    assert len(data.load("cifar10", "train", copy[0])) == 20
+
+
+def test_no_network_for_cifar(tmp_path, offline):
+    text = message(FileNotFoundError, "cifar10", root=tmp_path, download=True)
+    assert "could not be downloaded" in text and "name resolution" in text and "cifar-10-batches-py" in text and "\n" not in text
+    assert "was not found" in message(FileNotFoundError, "cifar10", root=tmp_path)
+
+
+@pytest.fixture
+def batches(copy, monkeypatch):
+    "Binary files in the original's layout, beside the folder of images, whose checksums torchvision is told. Returns the folder and the pixels."
+    from torchvision.datasets import CIFAR10
+    folder, pixels, sums = copy[0] / "cifar-10-batches-py", {}, {}
+    folder.mkdir()
+    for i, f in enumerate(data.CIFAR_FILES[:-1]):
+        pixels[f] = np.random.default_rng(i).integers(0, 256, (4, 3072), np.uint8)
+        (folder / f).write_bytes(pickle.dumps({"data": pixels[f], "labels": [i, 7, 0, 9]}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(data.CIFAR_CLASSES)}))
+    sums = [[f, hashlib.md5((folder / f).read_bytes()).hexdigest()] for f in data.CIFAR_FILES]
+    monkeypatch.setattr(CIFAR10, "train_list", sums[:5])
+    monkeypatch.setattr(CIFAR10, "test_list", sums[5:6])
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": sums[6][1]})
+    return folder, pixels
+
+
+def test_original_files(batches):
+    "The original goes before a copy, keeps its order, and has the plain name."
+    folder, pixels = batches
+    train, test = (data.load("cifar10", split, folder.parent) for split in ("train", "test"))
+    assert train.x.numpy().tobytes() == b"".join(p.tobytes() for f, p in pixels.items() if f != "test_batch")
+    assert test.x.numpy().tobytes() == pixels["test_batch"].tobytes() and test.y.tolist() == [5, 7, 0, 9]
+    assert train.title == test.title == "CIFAR-10" and train.y[:8].tolist() == [0, 7, 0, 9, 1, 7, 0, 9] and train.x.is_contiguous()
+
+
+@pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
+def test_wrong_checksum(batches, file):
+    path = batches[0] / file
+    path.write_bytes(path.read_bytes()[:-1])
+    text = message(ValueError, "cifar10", root=batches[0].parent)
+    assert text.startswith(str(path)) and "damaged" in text and "download=True" in text and text.count("batch_") <= 1
+    path.unlink()
+    assert data.load("cifar10", root=batches[0].parent).title.startswith("CIFAR-10 (image-folder")  # not whole: the copy is used
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(0, 4), st.integers(0, 10**6), st.booleans())
+def test_crop_flip(n, c, h, w, pad, seed, floats):
+    "Equal to moving pixel after pixel."
+    x = torch.randint(0, 256, (n, c, h, w), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    x = x.double() / 255 if floats else x
+    got, g = data.crop_flip(x, torch.Generator().manual_seed(seed), pad), torch.Generator().manual_seed(seed)
+    shift, flip = torch.randint(2 * pad + 1, (2, n), generator=g).sub(pad).tolist(), torch.randint(2, (n,), generator=g).tolist()
+    assert got.shape == x.shape and got.dtype == x.dtype
+    for i in range(n):
+        for r in range(h):
+            for s in range(w):
+                a, b = r + shift[0][i], (w - 1 - s if flip[i] else s) + shift[1][i]
+                inside = 0 <= a < h and 0 <= b < w
+                assert got[i, :, r, s].tolist() == (x[i, :, a, b].tolist() if inside else [0] * c)
+
+
+def test_crop_flip_draws_evenly():
+    "All 25 places and both directions, each as often as chance has it; the same image again and again is not changed itself."
+    x = torch.arange(1., 26).view(1, 1, 5, 5).expand(20_000, 1, 5, 5)
+    got = data.crop_flip(x, torch.Generator().manual_seed(0))
+    kinds, counts = got.flatten(1).unique(dim=0, return_counts=True)
+    assert len(kinds) == 50 and ((counts - 400) ** 2 / 400).sum() < 100  # chi-square of 49 degrees: P = 2e-5
+    assert torch.equal(x[0, 0], torch.arange(1., 26).view(5, 5))
+    for bad in (dict(pad=-1), dict(x=x[0])):
+        with pytest.raises(ValueError):
+            data.crop_flip(**{"x": x, "generator": torch.Generator(), **bad})

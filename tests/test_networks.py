@@ -1,4 +1,5 @@
 """Networks and checkpoints: seeds, models of one's own, files that are cut, flipped, foreign or written by a killed run."""
+import copy
 import os
 import random
 import signal
@@ -11,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from nsq_repro.networks import NETWORKS, SoftQuantNet, build, load_checkpoint, save_checkpoint
+from nsq_repro.networks import NETWORKS, CifarResNet, ResidualUnit, SoftQuantNet, build, load_checkpoint, save_checkpoint
 from nsq_repro.quantization import SoftQuantize
 
 
@@ -68,6 +69,88 @@ def test_memory_format_does_not_matter():
     a, x = build("mnist_cnn").double(), torch.rand(4, 1, 28, 28, dtype=torch.float64)
     b = build("mnist_cnn").double().to(memory_format=torch.contiguous_format)
     torch.testing.assert_close(a(x.to(memory_format=torch.channels_last)), b(x))
+
+
+def test_initial_weights_of_mnist():
+    "The two names share one architecture and differ in their weights; a checkpoint keeps the name."
+    a, b = build("mnist_cnn", seed=1), build("mnist_cnn_pytorch", seed=1)
+    assert [p.shape for p in a.parameters()] == [p.shape for p in b.parameters()] and not equal(a, b)
+    torch.testing.assert_close(a.fc1.weight.std(), torch.tensor(.088), rtol=.01, atol=0)
+    torch.testing.assert_close(b.fc1.weight.std(), torch.tensor((3 * 3136) ** -.5), rtol=.01, atol=0)
+    assert (a.network, b.network) == ("mnist_cnn", "mnist_cnn_pytorch")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    "A residual network of CIFAR-10's kind with few channels."
+    monkeypatch.setitem(NETWORKS, "small", lambda: CifarResNet((4, 4, 8, 10), 2))
+    return build("small", seed=1)
+
+
+@pytest.mark.parametrize("filters, units", [((16, 16, 32), 5), ((16, 16, 33, 64), 5), ((16, 8, 32, 64), 5), ((0, 2, 4, 6), 1), ((2, 2, 4, 6), 0)])
+def test_impossible_residual_networks(filters, units):
+    with pytest.raises(ValueError, match="filters=.*units="):
+        CifarResNet(filters, units)
+
+
+def test_standardized_inside(small):
+    "Brightness and contrast of an image do not matter, and each image is by itself."
+    x, net = torch.rand(3, 3, 32, 32, dtype=torch.float64), small.double().eval()
+    torch.testing.assert_close(net(.2 + .5 * x), net(x))
+    torch.testing.assert_close(net(torch.cat([x[:1], x[1:] ** 3]))[0], net(x)[0])
+
+
+def test_flat_images_behind_the_layer(small):
+    "All pixels on one level: finite logits, and a gradient that is zero and not NaN."
+    model, x = SoftQuantNet(small, SoftQuantize(K=2, alpha=25500.)), torch.full((2, 3, 32, 32), .4, requires_grad=True)
+    logits = model(x)
+    logits.square().sum().backward()
+    assert logits.isfinite().all() and (x.grad == 0).all() and all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_residual_gradients(small):
+    "First and second derivatives of the input against differences, in float64; in-place operations must not spoil them."
+    net, g = small.double().eval(), torch.Generator().manual_seed(0)
+    x = torch.rand(1, 3, 32, 32, dtype=torch.float64, generator=g)
+    d, e = (torch.randn(x.shape, dtype=torch.float64, generator=g) for _ in range(2))
+    f = lambda s, t: net(x + s * d + t * e)[0, 3]
+    s, t = (torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2))
+    along, = torch.autograd.grad(f(s, t), s, create_graph=True)
+    twice, = torch.autograd.grad(along, t)
+    h = 1e-6
+    torch.testing.assert_close(along, (f(h, 0) - f(-h, 0)) / (2 * h), rtol=1e-4, atol=1e-7)
+    slope = lambda t: torch.autograd.grad(f(s, t), s)[0]
+    torch.testing.assert_close(twice, (slope(h) - slope(-h)) / (2 * h), rtol=1e-3, atol=1e-5)
+
+
+def test_residual_memory_format(small):
+    net, x = small.double(), torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+    shapes = []
+    for unit in net.modules():
+        if isinstance(unit, ResidualUnit):
+            unit.register_forward_hook(lambda unit, inputs, out: shapes.append(out.is_contiguous(memory_format=torch.channels_last)))
+    torch.testing.assert_close(net(x.to(memory_format=torch.channels_last)), plain(x))
+    assert shapes == [True] * 6  # nothing on the way changes the layout
+
+
+def test_residual_under_autocast(small):
+    "bfloat16 gives about the same logits, gradients for all weights, and float32 running statistics."
+    x = torch.rand(8, 3, 32, 32)
+    want = copy.deepcopy(small)(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = small(x)
+    got.float().square().sum().backward()
+    assert (got.float() - want).norm() < .05 * want.norm()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.dtype == torch.float32 for p in small.parameters())
+    assert all(b.dtype == torch.float32 for name, b in small.named_buffers() if "running" in name)
+
+
+def test_running_statistics_are_saved(small, tmp_path):
+    for _ in range(3):
+        small(torch.rand(4, 3, 32, 32))
+    loaded, _ = load_checkpoint(save_checkpoint(tmp_path / "m", small))
+    assert equal(loaded, small) and loaded.norm.num_batches_tracked == 3 and not equal(loaded, build("small", seed=1))
 
 
 def test_round_trip(mine, tmp_path):
@@ -174,7 +257,7 @@ def test_killed_while_writing(tmp_path):
             "while True: i += 1; save_checkpoint(sys.argv[1], m, {'i': i})")
     p = subprocess.Popen([sys.executable, "-c", code, str(path)])
     try:
-        end = time.time() + 60
+        end = time.time() + 300
         while not path.exists() and p.poll() is None and time.time() < end:
             time.sleep(.01)
         time.sleep(.25)
