@@ -11,9 +11,10 @@ __all__ = ['VERDICTS', 'REPRODUCED', 'IN_PART', 'NOT_REPRODUCED', 'FALSE', 'UNTE
            'gradient_rows', 'gradient_table', 'rule_smaller_gradients', 'stated', 'value_of', 'differentiable',
            'hard_limit', 'other_ranges', 'increments', 'hoelder', 'derivative', 'nearly_zero', 'l1_norm', 'two_samples',
            'path_integral', 'small_gradient', 'infinite_sharpness', 'binarization', 'sharp_areas', 'plain_bpda',
-           'clarity', 'estimate', 'rule_of', 'judge', 'as_text', 'printed_text', 'subject', 'claims_rows',
-           'claims_table', 'used_value', 'settings_rows', 'settings_table', 'claims_item', 'save', 'check_series',
-           'same_picture', 'same_drawing', 'check_figure', 'check_table', 'check_file', 'verify']
+           'clarity', 'estimate', 'two_sided', 'study_record', 'interval', 'rule_levels', 'rule_sharpness',
+           'rule_good_layer', 'rule_of', 'judge', 'as_text', 'printed_text', 'subject', 'claims_rows', 'claims_table',
+           'used_value', 'settings_rows', 'settings_table', 'claims_item', 'save', 'check_series', 'same_picture',
+           'same_drawing', 'check_figure', 'check_table', 'check_file', 'verify']
 
 # %% ../nbs/claims.ipynb #fd4b6f0c
 import base64
@@ -70,7 +71,8 @@ def present_scale() -> str | None:
 # %% ../nbs/claims.ipynb #971308f1
 ITEMS = {"mnist": "fig3", "cifar10": "fig4", "imagenet": "table1"}  # where the accuracies of a data set stand
 CELLS = {"fig1": "mnist.ipynb#fig-mnist-iterates", "fig3": "mnist.ipynb#fig-mnist-accuracy", "fig4": "cifar.ipynb#fig-cifar-accuracy", "table1": "imagenet.ipynb#tbl-imagenet",
-         "mnist-cost": "mnist.ipynb#what-training-costs", "mnist-pixels": "data.ipynb#eq-data-pixels", "mnist-gradients": "objective.ipynb#eq-chain-rule"}
+         "fig5": "parameter_study.ipynb#fig-levels-soft", "fig6": "parameter_study.ipynb#fig-levels-sharp", "fig7": "parameter_study.ipynb#fig-levels-sharpest",
+         "parameter-study": "parameter_study.ipynb#fig-parameter-effects", "mnist-cost": "mnist.ipynb#what-training-costs", "mnist-pixels": "data.ipynb#eq-data-pixels", "mnist-gradients": "objective.ipynb#eq-chain-rule"}
 
 
 def untested(why, ours="", record=None) -> dict:
@@ -617,11 +619,94 @@ def estimate() -> dict:
     days = samples / value_of("imagenet-n") * value_of("imagenet-time-pgd10") / 24
     return stated("", f"{samples:,} samples at the printed time for {value_of('imagenet-n'):,}: {days:,.0f} days", "arithmetic on the paper's own numbers, met to rounding; nothing was run", abs(days / value_of("imagenet-time-pgd-defense") - 1) <= TOLERANCE)
 
+# %% ../nbs/claims.ipynb #f790b1ea
+def two_sided(
+    parts: list[tuple[bool, bool]],  # (supported, opposed) for each part of a statement
+) -> tuple[str, str]:  # verdict, and why
+    "Rule 7, for a statement of several parts."
+    supported, opposed = (sum(side) for side in zip(*parts))
+    verdict = REPRODUCED if supported == len(parts) else NOT_REPRODUCED if opposed and opposed >= supported else IN_PART
+    return verdict, f"of {len(parts)} parts {supported} are supported, {opposed} opposed, {len(parts) - supported - opposed} open"
+
+
+def study_record(
+    find,  # item → record or None
+) -> tuple[dict | None, str]:  # the record of a grid that can be taken apart, or None and why there is none
+    "The record of the parameter study."
+    record, why = evidence("parameter-study", "cifar10", find)
+    try:
+        return (record, why) if record is None or plots.grid_cells(record, "cw") else (None, why)
+    except ValueError as e:
+        return None, str(e)
+
+
+def interval(samples) -> dict:
+    "The first value, and the 95 % interval of the others."
+    low, high = np.percentile(samples[1:], (2.5, 97.5))
+    return {"name": "", "value": float(samples[0]), "low": float(low), "high": float(high)}
+
+# %% ../nbs/claims.ipynb #7ed4a943
+def rule_levels(
+    claim: dict,  # of `records.paper`
+    find,  # item → record or None
+) -> dict:  # verdict, ours, why, record
+    "Rule 7, for K against α."
+    record, why = study_record(find)
+    if record is None:
+        return untested(why)
+    rows = plots.effects_rows(record)
+    row, (winner, *_) = {(r["response"], r["loss"], r["effect"]): r for r in rows}, plots.compared(rows)
+    clean, robust = row["clean", "ce", "K"], [row["largest", loss, "K"] for loss in ("ce", "cw")]
+    verdict, why = two_sided([(winner == "K", winner == "alpha"), (clean["change_low"] > 0, clean["change_high"] < 0),
+                              (all(r["change_high"] < 0 for r in robust), all(r["change_low"] > 0 for r in robust))])
+    ours = f"at the largest ε, {plots.LOSS_LABELS['ce']}: size of K {robust[0]['size']:.1f} points, of α {row['largest', 'ce', 'alpha']['size']:.1f}; least to most K: {robust[0]['change']:+.1f}, clean {clean['change']:+.1f}"
+    return {"verdict": verdict, "ours": ours, "why": why, "record": record}
+
+
+def rule_sharpness(
+    claim: dict,  # of `records.paper`; its test names the two α
+    find,  # item → record or None
+) -> dict:  # verdict, ours, why, record
+    "Rule 7, for one α against another."
+    record, why = study_record(find)
+    points = []
+    for loss in ("ce", "cw") if record else ():
+        _, alphas, A = plots.grid_accuracies(record, loss, "largest")
+        if {claim["test"]["of"], claim["test"]["than"]} <= set(alphas):
+            b = plots.two_way(A)[1]
+            points.append({**interval(b[:, alphas.index(claim["test"]["of"])] - b[:, alphas.index(claim["test"]["than"])]), "name": plots.LOSS_LABELS[loss]})
+    if not points:
+        return untested(why or "the grid has not both of these α", record=record)
+    verdict, why = two_sided([(p["high"] < 0 and p["value"] >= -NEAR, p["low"] > 0) for p in points])
+    return {"verdict": verdict, "ours": percent(points, signed=True), "why": why, "record": record}
+
+# %% ../nbs/claims.ipynb #2e2756d7
+def rule_good_layer(
+    claim: dict,  # of `records.paper`; its test names K and α
+    find,  # item → record or None
+) -> dict:  # verdict, ours, why, record
+    "Rule 7, for one cell against all others."
+    record, why = study_record(find)
+    if record is None:
+        return untested(why)
+    Ks, alphas, clean = plots.grid_accuracies(record, "ce", "clean")
+    attacked = sum(plots.grid_accuracies(record, loss, "largest")[2] for loss in ("ce", "cw")) / 2
+    if claim["test"]["K"] not in Ks or claim["test"]["alpha"] not in alphas:
+        return untested("the grid has no such cell", record=record)
+    i, j = Ks.index(claim["test"]["K"]), alphas.index(claim["test"]["alpha"])
+    above = lambda A: np.percentile((A - A[:, i:i + 1, j:j + 1])[1:], 2.5, axis=0) > 0
+    dominated, behind = above(clean) & above(attacked), above(clean + attacked)
+    mean = (clean + attacked)[0] / 2
+    rank, close = 1 + int((mean > mean[i, j]).sum()), mean.max() - mean[i, j] <= TOLERANCE
+    verdict, why = two_sided([(not dominated.any(), dominated.any()), (close, behind.any() and not close)])
+    ours = f"clean {100 * clean[0, i, j]:.1f} %, attacked {100 * attacked[0, i, j]:.1f} %; by their mean number {rank} of {mean.size} cells, {behind.sum()} of them ahead beyond chance"
+    return {"verdict": verdict, "ours": ours, "why": why, "record": record}
+
 # %% ../nbs/claims.ipynb #14cd60ef
 MATHEMATICS = {f.__name__: f for f in (differentiable, hard_limit, other_ranges, increments, hoelder, derivative, nearly_zero, l1_norm, two_samples, path_integral, small_gradient,
                                        infinite_sharpness, binarization, sharp_areas, plain_bpda, clarity, estimate)}
 RULES = {"accuracy": rule_accuracy, "difference": rule_difference, "order": rule_order, "time": rule_time, "ratio": rule_ratio, "pixels": rule_pixels,
-         "fill": rule_fill, "smaller_gradients": rule_smaller_gradients}
+         "fill": rule_fill, "smaller_gradients": rule_smaller_gradients, "levels": rule_levels, "sharpness": rule_sharpness, "good_layer": rule_good_layer}
 
 
 def rule_of(
@@ -778,9 +863,10 @@ def check_series(
     "Count the outcomes of each curve again."
     problems, kept = [], {}
     for s in record.get("series", []):
-        name = f"{s['model']} {s['setting']} {s['loss']} {s['accounting']}"
+        cell = (s["model"], s["setting"], s["loss"], s.get("K"), s.get("alpha"))
+        name = " ".join(str(v) for v in (*cell, s["accounting"]) if v is not None)
         bits = np.stack([records.unpack(o, s["n"]) for o in s["outcomes"]])
-        kept[s["model"], s["setting"], s["loss"], s["accounting"]] = bits
+        kept[(*cell, s["accounting"])] = bits
         if s["n"] != record.get("data", {}).get("n", s["n"]):
             problems.append(f"{name}: n = {s['n']}, but the data are {record['data']['n']} images")
         for i, e in enumerate(s["eps"]):
@@ -792,8 +878,8 @@ def check_series(
         if s["accounting"] == "worst" and (bits[1:] & ~bits[:-1]).any():
             problems.append(f"{name}: an image lost at a radius is not lost at a larger one")
     for key, bits in kept.items():
-        if key[3] == "worst" and (last := kept.get((*key[:3], "last"))) is not None and (bits & ~last).any():
-            problems.append(f"{' '.join(key)}: an image counts that the last iterate lost")
+        if key[-1] == "worst" and (last := kept.get((*key[:-1], "last"))) is not None and (bits & ~last).any():
+            problems.append(f"{' '.join(str(v) for v in key if v is not None)}: an image counts that the last iterate lost")
     return problems
 
 # %% ../nbs/claims.ipynb #c8f7f0ac

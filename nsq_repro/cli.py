@@ -18,8 +18,8 @@ from pathlib import Path
 
 from . import records
 
-# %% ../nbs/cli.ipynb #0e6d4c43
-EXPERIMENTS = ("mnist",)  # run notebooks: nbs/NAME.ipynb, and module nsq_repro.NAME with a function `run`
+# %% ../nbs/cli.ipynb #7dfa8491
+EXPERIMENTS = ("mnist", "cifar", "parameter_study")  # run notebooks: nbs/NAME.ipynb, and module nsq_repro.NAME with a function `run`
 SCALES = ("auto", "smoke", "cpu", "paper")
 
 # %% ../nbs/cli.ipynb #705627f1
@@ -32,11 +32,15 @@ def parser() -> argparse.ArgumentParser:
   nsq-repro run mnist --scale smoke            Figures 1, 2, 3 and 8 in minutes, on digits that need no download
   nsq-repro run mnist --scale cpu              the same on MNIST, about two hours on two cores (set NSQ_DATA, or -p download true)
   nsq-repro run mnist --scale paper            the paper's protocol on a GPU; run again after an interruption, it goes on
-  nsq-repro run mnist -p K 2 -p alpha 500      another layer; its figures go to figures/<scale>/mnist-K2-alpha500.0/
+  nsq-repro run mnist -p K 2 -p alpha 500      another layer; its figures go to figures/<scale>/, in a folder named after it
+  nsq-repro run cifar --scale smoke            Figures 4 and 9 to 11 in minutes, on photographs that need no download
+  nsq-repro run cifar -p K 4 -p network narrow the same on CIFAR-10, with another layer and network
+  nsq-repro run parameter_study --scale cpu    Figures 5 to 7: every K and α, one after another
+  nsq-repro run parameter_study --list         the same as commands, one for each cell that is missing, for any scheduler
   nsq-repro list                               records and figures there are: scale, data, n, age
   nsq-repro verify                             is every committed figure and table what its record says? and every claim's verdict
 
-scales: smoke = scikit-learn's digits, minutes; cpu = real data, fewer iterations and images; paper = the paper's protocol.
+scales: smoke = images that come with scikit-learn, minutes; cpu = real data, fewer iterations and images; paper = the paper's protocol.
 Runs are kept under runs/ by the hash of their spec: what is done is not done again, what was killed goes on where it was.""")
     sub = p.add_subparsers(dest="command", required=True, metavar="run|list|verify")
     run = sub.add_parser("run", help="run an experiment: train and attack what is missing, draw its figures")
@@ -44,6 +48,7 @@ Runs are kept under runs/ by the hash of their spec: what is done is not done ag
     run.add_argument("--scale", choices=SCALES, default="auto", help="auto = paper where CUDA is present, else cpu")
     run.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter of the notebook; may be given several times")
     run.add_argument("--plain", action="store_true", help="train and attack only, without papermill and plots (for a bare GPU machine)")
+    run.add_argument("--list", action="store_true", help="run nothing, print a papermill command for each part that is missing (parameter_study)")
     run.add_argument("--keep-outputs", action="store_true", help="also put the outputs of the run into nbs/NAME.ipynb, for the site")
     listing = sub.add_parser("list", help="what there is: figures by scale, and runs, finished or not")
     listing.add_argument("--json", action="store_true", help="as JSON")
@@ -109,7 +114,13 @@ def keep(
 def run(args) -> None:
     "The command `run`."
     parameters = {"scale": args.scale, **{k: typed(v) for k, v in args.parameters}}
-    if args.plain:
+    if args.list:
+        commands = getattr(importlib.import_module(f"nsq_repro.{args.name}"), "commands", None)
+        if not commands:
+            raise SystemExit(f"{args.name} is one run, not a grid of them; --list is for parameter_study")
+        for line in commands(**parameters):
+            print(line)
+    elif args.plain:
         importlib.import_module(f"nsq_repro.{args.name}").run(**parameters)
     else:
         target = run_notebook(args.name, parameters, args.keep_outputs)

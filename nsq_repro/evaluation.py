@@ -247,11 +247,12 @@ def choose_protocol(
         _chosen(m, preset["training"], "models")
     if len(p["eps"]) == 1 and p["eps"][0] > 0:
         p["eps"] = (0.0, *p["eps"])
-    common = {k: p[k] for k in ("K", "alpha", "noise")}
+    common = {"K": p["K"], **{k: float(p[k]) for k in ("alpha", "noise")}}
     asked = {k: p[k] for k in ("network", "iterations") if p.get(k) is not None}
     fits = tuple(recipe(m, **common, seed=seed, **{**preset["training"][m], **asked}) for m in p["models"])
     attacks = tuple(AttackSpec(s, loss, p["eps"], p["steps"], p["step_size"], seed=seed, n_test=p["n_test"]) for s in p["settings"] for loss in p["losses"])
-    changed = [f"{k}{'+'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in given.items() if v != preset[k]] + ([f"seed{seed}"] if seed else [])
+    short = lambda v: f"{v:g}" if isinstance(v, float) else str(v)
+    changed = [f"{k}{'+'.join(map(short, v)) if isinstance(v, tuple) else short(v)}" for k, v in given.items() if v != preset[k]] + ([f"seed{seed}"] if seed else [])
     return Protocol(name, scale, "-".join([name, *changed]) if changed else None, p["dataset"], device, fits, attacks, common, seed)
 
 # %% ../nbs/evaluation.ipynb #c8dc3e24

@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'LABELS', 'COLORS', 'MARKERS', 'SETTING_LABELS', 'LOSS_LABELS', 'ACCOUNTING_LABELS', 'EXTRA_COLORS',
-           'EXTRA_MARKERS', 'GREY', 'STARTS', 'fig3', 'FIGURES', 'TABLES', 'look', 'style', 'styled', 'caption', 'fig2',
-           'occupied_share', 'fig1', 'panel_series', 'printed_value', 'fig_accuracy', 'fig4', 'fig_quantized_images',
-           'accuracy_rows', 'table_markdown', 'accuracy_table', 'cost_rows', 'cost_table', 'images_to_text',
-           'images_from_text', 'printed_numbers', 'draw', 'draw_table']
+           'EXTRA_MARKERS', 'GREY', 'STARTS', 'fig3', 'LEVEL_MARKERS', 'RESPONSES', 'RESPONSE_LABELS', 'EFFECT_LABELS',
+           'FIGURES', 'TABLES', 'look', 'style', 'styled', 'caption', 'fig2', 'occupied_share', 'fig1', 'panel_series',
+           'printed_value', 'fig_accuracy', 'fig4', 'level_looks', 'fig_levels', 'printed_levels',
+           'fig_quantized_images', 'accuracy_rows', 'table_markdown', 'accuracy_table', 'cost_rows', 'cost_table',
+           'two_way', 'effect_sizes', 'resampled', 'grid_cells', 'grid_accuracies', 'effects_rows', 'compared',
+           'effects_sentence', 'effects_table', 'fig_effects', 'images_to_text', 'images_from_text', 'printed_numbers',
+           'draw', 'draw_table', 'Results']
 
 # %% ../nbs/plots.ipynb #9188ed10
 import base64
@@ -359,6 +362,51 @@ def fig4(
     "Figure 4: Figure 3 with ε in grey levels."
     return fig_accuracy(record, paper, accounting, eps_unit=255)
 
+# %% ../nbs/plots.ipynb #a82a29aa
+LEVEL_MARKERS = ("o", "s", "^", "v", "P", "X", "*", "h")
+
+
+def level_looks(
+    Ks,  # levels, in any order
+) -> dict:  # K -> {'label', 'color', 'marker'}, rising
+    "Label, colour and marker of each K: the more levels, the darker."
+    Ks = sorted(set(Ks))
+    shades = sns.color_palette("flare", max(len(Ks), 2)).as_hex()
+    return {K: {"label": f"K = {K}", "color": shades[i], "marker": LEVEL_MARKERS[i % len(LEVEL_MARKERS)]} for i, K in enumerate(Ks)}
+
+# %% ../nbs/plots.ipynb #818e8ddd
+@styled
+def fig_levels(
+    record: dict,  # accuracy record of one α; its series have K and alpha, its spec {'alpha'}
+    paper: list[dict] = (),  # printed values to mark: entries of `records.paper(dataset=…)`
+    accounting: str = "last",  # 'last' or 'worst'
+    losses: tuple = ("ce", "cw"),  # panels
+    eps_unit: float = 255,  # 255: ε in grey levels
+) -> mpl.figure.Figure:
+    "Figures 5 to 7: accuracy (%) of NSQ against ε, one curve for each K, with 95 % Wilson bands. Raises ValueError where a loss has no curve."
+    panels = {l: sorted((s for s in record["series"] if (s["loss"], s["accounting"]) == (l, accounting)), key=lambda s: s["K"]) for l in losses}
+    if not all(panels.values()):
+        raise ValueError(f"no series for loss {[l for l in losses if not panels[l]][0]!r}, accounting {accounting!r}; the record has {sorted({(s['loss'], s['accounting']) for s in record['series']})}")
+    looks, own = level_looks([s["K"] for s in record["series"]]), printed_levels()
+    ticks = np.asarray(next(iter(panels.values()))[0]["eps"]) * eps_unit
+    fig, axes = plt.subplots(1, len(losses), figsize=(7, 3.1), sharey=True, squeeze=False)
+    for ax, (loss, curves) in zip(axes.flat, panels.items()):
+        for s in curves:
+            _curve(ax, s, looks[s["K"]], eps_unit)
+        _printed_points(ax, [s for s in curves if (s["K"], s["alpha"]) == own], paper, {"nsq": looks.get(own[0])}, eps_unit)
+        ax.set(title=f"{SETTING_LABELS[curves[0]['setting']]} on {LOSS_LABELS[loss]}, $\\alpha={record['spec']['alpha'] / 255:.10g}$×255".replace("∞", r"$_\infty$"),
+               xticks=ticks, ylim=(0, 100), xlim=(ticks.min(), ticks.max()), xlabel="$\\varepsilon$ (grey levels of 255)")
+    axes[0, 0].set_ylabel("accuracy (%)")
+    handles = [Line2D([], [], color=k["color"], marker=k["marker"], mew=0, label=k["label"]) for k in looks.values()]
+    fig.legend(handles=handles, loc="outside upper center", ncols=len(looks), columnspacing=1.4, borderaxespad=.2)
+    _footnote(fig, f"{caption(record)} {_attack_words(record, accounting, eps_unit)}")
+    return fig
+
+# %% ../nbs/plots.ipynb #cd0edcfe
+def printed_levels() -> tuple[int, float]:  # K and α
+    "The layer of the paper's CIFAR-10 networks."
+    return records.paper(id="cifar-K")[0]["value"], records.paper(id="cifar-alpha")[0]["value"]
+
 # %% ../nbs/plots.ipynb #57784738
 def _tile(x, columns):
     "Images (N,C,H,W) in [0,1] side by side, with a white line between them, as (rows, columns, 3) numpy."
@@ -470,14 +518,182 @@ def cost_rows(
 # %% ../nbs/plots.ipynb #af12aa3d
 def cost_table(
     cost: dict,  # record of `training_cost`
+    experiment: str = "mnist",  # or 'cifar': whose printed times stand below
 ) -> str:  # Markdown
     "Training cost of each model beside what the paper prints."
     median_range = lambda r, name, digits: f"{r[name]:.{digits}f} ({r[f'{name}_low']:.{digits}f}–{r[f'{name}_high']:.{digits}f})"
     cells = [{"model": LABELS.get(r["model"], r["model"]), "steps": r["steps"], "ms": median_range(r, "ms", 2), "ratio": median_range(r, "ratio", 1)} for r in cost_rows(cost)]
     columns = {"model": "model", "steps": "attack steps", "ms": "ms an image, median (range)", "ratio": "cost relative to NSQ"}
-    turns, printed = len(cost["seconds_per_iteration"]["nsq"]), records.paper(id="mnist-speedup")[0]
-    below = f"{turns} turns each; the paper prints {printed['value']} for its two complete runs. {caption(cost)}"
+    turns, printed = len(cost["seconds_per_iteration"]["nsq"]), lambda id: "{value} {unit}".format(**records.paper(id=id)[0])
+    said = {"mnist": lambda: f"{printed('mnist-speedup')} for its two complete runs",
+            "cifar": lambda: f"{printed('cifar-time-nsq')} for NSQ and more than {printed('cifar-time-pgd-defense')} for PGD-Defense, in full"}[experiment]()
+    below = f"{turns} turns each; the paper prints {said}. {caption(cost)}"
     return f"{table_markdown(cells, columns)}\n\n{below}"
+
+# %% ../nbs/plots.ipynb #f2ebc918
+def two_way(
+    A,  # (..., I, J) accuracies: K down, α across
+) -> tuple:  # a (..., I), b (..., J), c (..., I, J)
+    "Main effects and interaction, @eq-two-way."
+    A = np.asarray(A, dtype=float)
+    mean = A.mean((-2, -1), keepdims=True)
+    a, b = A.mean(-1, keepdims=True) - mean, A.mean(-2, keepdims=True) - mean
+    return a[..., 0], b[..., 0, :], A - mean - a - b
+
+# %% ../nbs/plots.ipynb #1ab085b9
+def effect_sizes(
+    A,  # (..., I, J) accuracies: K down, α across
+) -> dict:  # 'K', 'alpha', 'interaction' → (...) root mean squares
+    "Sizes of the effects, @eq-effect-size."
+    a, b, c = two_way(A)
+    rms = lambda v, axes: np.sqrt((v**2).mean(axes))
+    return {"K": rms(a, -1), "alpha": rms(b, -1), "interaction": rms(c, (-2, -1))}
+
+# %% ../nbs/plots.ipynb #bd2a0e9a
+def resampled(
+    hits,  # (cells, n) whole numbers: at how many of m radii image i was classified correctly
+    draws: int = 2000,  # resampled sets of images
+    seed: int = 0,  # of the draws
+) -> np.ndarray:  # (1 + draws, cells) mean over images; the first is of the images as they are
+    "Bootstrap over test images, the same images for every cell."
+    hits, stream = np.asarray(hits, dtype=np.float32), np.random.RandomState(seed)
+    n = hits.shape[1]
+    weights = np.stack([np.ones(n, int), *(np.bincount(stream.randint(n, size=n), minlength=n) for _ in range(draws))])
+    return (weights.astype(np.float32) @ hits.T).astype(float) / n
+
+# %% ../nbs/plots.ipynb #fdb3b9d0
+def grid_cells(
+    record: dict,  # accuracy record; its series have K and alpha
+    loss: str,  # 'ce' or 'cw'
+    accounting: str = "last",  # 'last' or 'worst'
+) -> tuple[list, list, dict]:  # levels and sharpnesses of a complete grid, and series by (K, alpha)
+    "The cells that can be taken apart. Raises ValueError where there are fewer than 2 × 2."
+    found = {(s["K"], s["alpha"]): s for s in record["series"] if (s["loss"], s["accounting"]) == (loss, accounting)}
+    alphas = sorted({a for _, a in found})
+    Ks = [K for K in sorted({K for K, _ in found}) if all((K, a) in found for a in alphas)]
+    if len(Ks) < 2 or len(alphas) < 2:
+        raise ValueError(f"a grid of {len(Ks)} K × {len(alphas)} α is complete for {loss!r}, {accounting!r}; 2 × 2 is the least that can be taken apart")
+    return Ks, alphas, found
+
+
+def grid_accuracies(
+    record: dict,  # accuracy record; its series have K and alpha
+    loss: str,  # 'ce' or 'cw'
+    response: str,  # 'clean', 'largest' (radius) or 'mean' (over all radii above 0)
+    accounting: str = "last",  # 'last' or 'worst'
+    draws: int = 2000,  # of the bootstrap
+) -> tuple:  # levels, sharpnesses, (1 + draws, I, J) accuracies
+    "Accuracies of the grid: as measured, and resampled. Raises ValueError for an unknown response or a grid that is too small."
+    Ks, alphas, found = grid_cells(record, loss, accounting)
+    eps = found[Ks[0], alphas[0]]["eps"]
+    radii = {"clean": [i for i, e in enumerate(eps) if e == 0], "largest": [len(eps) - 1], "mean": [i for i, e in enumerate(eps) if e > 0]}
+    if not radii.get(response):
+        raise ValueError(f"response={response!r} is not there; choose one of {', '.join(k for k, v in radii.items() if v)}")
+    bits = lambda s: sum(records.unpack(s["outcomes"][i], s["n"]).astype(int) for i in radii[response])
+    A = resampled([bits(found[K, a]) for K in Ks for a in alphas], draws) / len(radii[response])
+    return Ks, alphas, A.reshape(-1, len(Ks), len(alphas))
+
+# %% ../nbs/plots.ipynb #151d9fbd
+RESPONSES = (("clean", "ce"), ("largest", "ce"), ("largest", "cw"), ("mean", "ce"), ("mean", "cw"))
+
+
+def _interval(samples, scale=100):
+    "Value as measured and the 95 % interval of the rest, in points."
+    low, high = np.percentile(samples[1:], (2.5, 97.5))
+    return {k: round(float(scale * v), 3) for k, v in (("value", samples[0]), ("low", low), ("high", high))}
+
+
+def effects_rows(
+    record: dict,  # accuracy record; its series have K and alpha
+    accounting: str = "last",  # 'last' or 'worst'
+    draws: int = 2000,  # of the bootstrap
+) -> list[dict]:  # response, loss, effect, size, low, high (points); change, change_low, change_high: from the least to the most of the factor
+    "The grid taken apart, with 95 % intervals. The effect 'K-alpha' is the difference of the two sizes."
+    rows = []
+    for response, loss in RESPONSES:
+        Ks, alphas, A = grid_accuracies(record, loss, response, accounting, draws)
+        (a, b, _), sizes = two_way(A), effect_sizes(A)
+        changes = {"K": a[:, -1] - a[:, 0], "alpha": b[:, -1] - b[:, 0]}
+        for effect, samples in {**sizes, "K-alpha": sizes["K"] - sizes["alpha"]}.items():
+            size, change = _interval(samples), _interval(changes[effect]) if effect in changes else dict.fromkeys(("value", "low", "high"))
+            rows.append({"response": response, "loss": loss, "effect": effect, "size": size["value"], "low": size["low"], "high": size["high"],
+                         "change": change["value"], "change_low": change["low"], "change_high": change["high"]})
+    return rows
+
+# %% ../nbs/plots.ipynb #0db14321
+def compared(
+    rows: list[dict],  # of `effects_rows`
+) -> tuple[str, int, int, int]:  # 'K', 'alpha' or '' (undecided); responses for K, for alpha, and all
+    "Which factor matters more under attack."
+    robust = [r for r in rows if r["effect"] == "K-alpha" and r["response"] != "clean"]
+    for_K, for_alpha = sum(r["low"] > 0 for r in robust), sum(r["high"] < 0 for r in robust)
+    return "K" if for_K == len(robust) else "alpha" if for_alpha == len(robust) else "", for_K, for_alpha, len(robust)
+
+
+def effects_sentence(
+    record: dict,  # accuracy record; its series have K and alpha, its spec {'K', 'alphas'}
+    rows: list[dict],  # of `effects_rows`
+) -> str:  # Markdown
+    "What the decomposition says, in words."
+    winner, for_K, for_alpha, n = compared(rows)
+    row = {(r["response"], r["loss"], r["effect"]): r for r in rows}
+    size = lambda r: f"{r['size']:.1f} ({r['low']:.1f} to {r['high']:.1f})"
+    change = lambda r: f"{r['change']:+.1f} points ({r['change_low']:+.1f} to {r['change_high']:+.1f})".replace("-", "−")
+    s = next(s for s in record["series"])
+    (Ks, alphas, _), eps = grid_cells(record, "ce", s["accounting"]), f"{255 * s['eps'][-1]:g}/255"
+    head = {"K": "**K matters more than α** here", "alpha": "**α matters more than K** here"}.get(winner, "**whether K or α matters more is not decided** here")
+    largest = " and ".join(f"{size(row['largest', l, 'K'])} points against {size(row['largest', l, 'alpha'])} on {LOSS_LABELS[l]}" for l in ("ce", "cw"))
+    rest = max((row[r, l, "interaction"] for r, l in RESPONSES if r != "clean"), key=lambda r: r["size"])
+    return (f"On {record['data']['title']} (scale {record['scale']}, n = {s['n']:,}), {head}: of {n} attacked responses $s_K$ is above $s_\\alpha$ in {for_K}, below in {for_alpha}, "
+            f"with intervals that exclude equality. At ε = {eps}, {largest}. From K = {Ks[0]} to {Ks[-1]} accuracy there changes by {change(row['largest', 'ce', 'K'])} on {LOSS_LABELS['ce']}, "
+            f"clean accuracy by {change(row['clean', 'ce', 'K'])}; from α = {alphas[0] / 255:.10g}×255 to {alphas[-1] / 255:.10g}×255 by {change(row['largest', 'ce', 'alpha'])} and {change(row['clean', 'ce', 'alpha'])}. "
+            f"Intervals are over test images. Each cell is one training; what trainings differ by among themselves is in the interaction, up to {size(rest)} points.")
+
+# %% ../nbs/plots.ipynb #28adc517
+RESPONSE_LABELS = {"clean": "clean", "largest": "largest ε", "mean": "mean over ε > 0"}
+EFFECT_LABELS = {"K": "K", "alpha": "α", "interaction": "K × α"}
+
+
+def effects_table(
+    record: dict,  # accuracy record; its series have K and alpha
+    rows: list[dict],  # of `effects_rows`
+) -> str:  # Markdown
+    "Sizes of the effects, then the sentence."
+    cells = {}
+    for r in rows:
+        cell = cells.setdefault((r["response"], r["loss"]), {"response": RESPONSE_LABELS[r["response"]] + ("" if r["response"] == "clean" else f", {LOSS_LABELS[r['loss']]}")})
+        cell[r["effect"]] = f"{r['size']:.1f} ({r['low']:.1f} to {r['high']:.1f})".replace("-", "−")
+        if r["effect"] in ("K", "alpha"):
+            cell[f"change {r['effect']}"] = f"{r['change']:+.1f} ({r['change_low']:+.1f} to {r['change_high']:+.1f})".replace("-", "−")
+    columns = {"response": "accuracy", "K": "size of K", "alpha": "size of α", "interaction": "K × α", "K-alpha": "K less α", "change K": "least to most K", "change alpha": "least to most α"}
+    return f"{table_markdown(list(cells.values()), columns)}\n\nPoints of accuracy, root mean square, with 95 % bootstrap intervals over test images. {caption(record)}\n\n{effects_sentence(record, rows)}"
+
+# %% ../nbs/plots.ipynb #c95bf669
+@styled
+def fig_effects(
+    record: dict,  # accuracy record; its series have K and alpha
+    rows: list[dict],  # of `effects_rows`
+) -> mpl.figure.Figure:
+    "The grid at the largest ε, and the sizes of the effects with 95 % intervals."
+    s = record["series"][0]
+    Ks, alphas, found = grid_cells(record, "ce", s["accounting"])
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3), width_ratios=(1, 1.25))
+    for K, kind in level_looks(Ks).items():
+        left.plot(range(len(alphas)), [100 * found[K, a]["accuracy"][-1] for a in alphas], color=kind["color"], marker=kind["marker"], label=kind["label"], clip_on=False)
+    left.set(title=f"accuracy (%), {LOSS_LABELS['ce']}, $\\varepsilon={255 * s['eps'][-1]:g}/255$", xticks=range(len(alphas)), xticklabels=[f"{a / 255:.10g}×255" for a in alphas], xlabel="$\\alpha$", ylim=(0, 100))
+    for i, (effect, color) in enumerate(zip(EFFECT_LABELS, (COLORS["nsq"], COLORS["pgd"], "#999999"))):
+        own = [r for r in rows if r["effect"] == effect]
+        at = np.arange(len(own)) + .26 * (i - 1)
+        right.bar(at, [r["size"] for r in own], .24, color=color, label=EFFECT_LABELS[effect])
+        right.vlines(at, [r["low"] for r in own], [r["high"] for r in own], color="#222222", lw=.9)
+    names = [RESPONSE_LABELS[r].replace(" over", "\nover").replace("largest ε", "at\nlargest ε") + ("" if r == "clean" else f"\n{l.upper()}") for r, l in RESPONSES]
+    right.set(title="size of the effect (points of accuracy)", xticks=range(len(RESPONSES)), xticklabels=names)
+    right.tick_params(axis="x", length=0)
+    right.set_ylim(0, None)
+    for ax, place in ((left, "outside upper left"), (right, "outside upper right")):
+        fig.legend(*ax.get_legend_handles_labels(), loc=place, ncols=5, columnspacing=1.2, handlelength=1.4, borderaxespad=.2)
+    _footnote(fig, f"{caption(record)} Root mean square of main effects and interaction; bars: 95 % bootstrap intervals over test images. One training a cell.")
+    return fig
 
 # %% ../nbs/plots.ipynb #db5feee8
 def images_to_text(
@@ -521,6 +737,8 @@ FIGURES = {
     "fig3-worst": lambda r: fig3(r, printed_numbers(r), accounting="worst"),
     "fig4": lambda r: fig4(r, printed_numbers(r)),
     "fig4-worst": lambda r: fig4(r, printed_numbers(r), accounting="worst"),
+    **{f"fig{i}": lambda r: fig_levels(r, printed_numbers(r)) for i in (5, 6, 7)},
+    "parameter-study": lambda r: fig_effects(r, effects_rows(r)),
     **{f"fig{i}": _images for i in range(8, 15)},
 }
 
@@ -538,15 +756,54 @@ def draw(
 TABLES = {
     "mnist-accuracy": lambda r: (accuracy_table(r, printed_numbers(r)), accuracy_rows(r, printed_numbers(r))),
     "mnist-accuracy-worst": lambda r: (accuracy_table(r, (), "worst"), accuracy_rows(r, (), "worst")),
+    "cifar-accuracy": lambda r: (accuracy_table(r, printed_numbers(r), eps_unit=255), accuracy_rows(r, printed_numbers(r))),
+    "cifar-accuracy-worst": lambda r: (accuracy_table(r, (), "worst", eps_unit=255), accuracy_rows(r, (), "worst")),
     "mnist-cost": lambda r: (cost_table(r), cost_rows(r)),
+    "cifar-cost": lambda r: (cost_table(r, "cifar"), cost_rows(r)),
+    "parameter-effects": lambda r: (effects_table(r, rows := effects_rows(r)), rows),
 }
 
 
 def draw_table(
     item: str,  # a key of TABLES, for example 'mnist-accuracy'
-    record: dict,  # what the table is made from; that of fig3 for both accuracy tables
+    record: dict,  # what the table is made from; that of fig3 (fig4) for the accuracy tables, that of parameter-study for its effects
 ) -> tuple[str, list[dict]]:  # Markdown, and the rows
     "A table from its record alone. Raises ValueError for an item that is not known."
     if item not in TABLES:
         raise ValueError(f"item is {item!r}; known are {', '.join(TABLES)}")
     return TABLES[item](_as_saved(record))
+
+# %% ../nbs/plots.ipynb #26537612
+class Results:
+    "The figures and tables of one run: drawn from their records and saved beside them."
+
+    def __init__(
+        self,
+        scale: str,  # 'smoke', 'cpu' or 'paper'
+        variant: str | None = None,  # folder below the scale's; None: the paper's parameters
+    ):
+        self.scale, self.variant, self.files = scale, variant, []
+
+    def figure(
+        self,
+        item: str,  # a key of FIGURES
+        record: dict,  # what it is drawn from
+    ) -> mpl.figure.Figure:
+        "Draw, save and return a figure."
+        fig = draw(item, record)
+        self.files += records.save_figure(fig, item, record, self.scale, self.variant)
+        return fig
+
+    def table(
+        self,
+        item: str,  # a key of TABLES
+        record: dict,  # what it is made from
+        figure: str | None = None,  # item whose record that is
+    ):  # Markdown to display
+        "Make, save, print and return a table."
+        from IPython.display import Markdown
+        text, rows = draw_table(item, record)
+        kept = {**{k: record[k] for k in ("seed", "data", "provenance")}, "figure": figure} if figure else record
+        self.files += records.save_table(item, text, rows, kept, self.scale, self.variant)
+        print(text)
+        return Markdown(text)
