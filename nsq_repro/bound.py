@@ -194,9 +194,9 @@ def split_cross_entropy(
 # %% ../nbs/bound.ipynb #b22952a6
 class Along(NamedTuple):
     "What a loss does along a line, (n,) each."
-    loss: Tensor  # φ(t) = L(x_t, q)
+    loss: Tensor  # φ(t) = L(x(t), q)
     slope: Tensor  # φ'(t), the gradient times x' − x''
-    norm: Tensor  # ‖∇ₓL(x_t, q)‖₁
+    norm: Tensor  # ‖∇ₓL(x(t), q)‖₁
 
 
 def along_line(

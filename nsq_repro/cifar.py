@@ -35,9 +35,9 @@ PRESETS = {
         dict(SGD, schedule="onecycle", batch_size=50, iterations=40, steps=3, step_size=4 / 255),
         dict(SGD, schedule="onecycle", batch_size=50, iterations=40))),
     "cpu": dict(COMMON, dataset="cifar10", network="cifar_tiny", n_test=500, eps=RADII, steps=20, step_size=2 / 255, training=_training(
-        dict(SGD, schedule="onecycle", iterations=2340),
-        dict(SGD, schedule="onecycle", iterations=1170, steps=7, step_size=2 / 255),
-        dict(SGD, schedule="onecycle", iterations=1560))),
+        dict(SGD, schedule="onecycle", precision="bf16", iterations=2340),
+        dict(SGD, schedule="onecycle", precision="bf16", iterations=1170, steps=10, step_size=2 / 255),
+        dict(SGD, schedule="onecycle", precision="bf16", iterations=2340))),
     "paper": dict(COMMON, dataset="cifar10", network="cifar_wide", n_test=10_000, eps=RADII, steps=20, step_size=2 / 255, training=_training(
         dict(SGD, schedule="madrylab", iterations=80_000),
         dict(SGD, schedule="madrylab", iterations=80_000, steps=10, step_size=2 / 255),

@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         description="Reproduce the experiments of 'Is PGD-Adversarial Training Necessary?' (soft-quantization networks).",
         epilog="""examples:
   nsq-repro run mnist --scale smoke            Figures 1, 2, 3 and 8 in minutes, on digits that need no download
-  nsq-repro run mnist --scale cpu              the same on MNIST, about two hours on two cores (set NSQ_DATA, or -p download true)
+  nsq-repro run mnist --scale cpu              the same on MNIST, two to three hours on two cores (set NSQ_DATA, or -p download true)
   nsq-repro run mnist --scale paper            the paper's protocol on a GPU; run again after an interruption, it goes on
   nsq-repro run mnist -p K 2 -p alpha 500      another layer; its figures go to figures/<scale>/, in a folder named after it
   nsq-repro run cifar --scale smoke            Figures 4 and 9 to 11 in minutes, on photographs that need no download

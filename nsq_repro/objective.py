@@ -8,9 +8,8 @@ __all__ = ['in_float64', 'inner_maximum', 'chain_rule', 'predicted_increase', 'P
            'hoelder_bounds', 'points_of_interest', 'layer_bounds', 'measure_norms', 'mean_slope', 'choose_pixels',
            'occupied_pairs', 'iterate_clouds']
 
-# %% ../nbs/objective.ipynb #dedbfaa4
+# %% ../nbs/objective.ipynb #78c25cc7
 import copy
-import itertools
 from typing import NamedTuple
 
 import torch
