@@ -1,0 +1,280 @@
+"""Certificates: nothing inside a certified box is ever misclassified, bounds are in order, exact answers are exact."""
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+from nsq_repro.attacks import ball, pgd
+from nsq_repro.certificates import (
+    METHODS, bounds, certify, corners, curves, cut, exact_hard, forward, interval, layers_of, preimage, relu_lines, zonotope_of_box)
+from nsq_repro.networks import MnistCNN, SoftQuantNet
+from nsq_repro.quantization import SoftQuantize, levels
+
+few = settings(max_examples=15, deadline=None, derandomize=True)
+seeds = st.integers(0, 2**31)
+
+
+def network(seed, kind="cnn", classes=4, gain=2.):
+    "A random float64 network on 1×6×6 images."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        F = nn.Sequential(*{
+            "cnn": [nn.Conv2d(1, 3, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(3, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, classes)],
+            "pool3": [nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.ReLU(), nn.MaxPool2d(3), nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=2), nn.Flatten(), nn.Linear(4, classes)],
+            "mlp": [nn.Flatten(), nn.Linear(36, 12), nn.ReLU(), nn.Sequential(nn.Linear(12, 12), nn.ReLU()), nn.Linear(12, classes)],
+        }[kind]).double()
+    for p in F.parameters(): p.requires_grad_(False).mul_(gain)
+    return F
+
+
+def boxes(seed, n=8, free=8):
+    "Random boxes on 1×6×6 images in which only some sides have a length."
+    g = torch.Generator().manual_seed(seed)
+    lo = torch.rand(n, 1, 6, 6, generator=g, dtype=torch.float64)
+    wide = torch.rand(lo.shape, generator=g).flatten(1).argsort(1).argsort(1).view(lo.shape) < free
+    return lo, lo + wide * torch.rand(lo.shape, generator=g, dtype=torch.float64) * (1 - lo), torch.arange(n) % 4, g
+
+
+def exact(F, z, y):
+    out = F(z)
+    return out.gather(1, y[:, None]) - out
+
+
+def smallest_seen(F, lo, hi, y, g, draws=30):
+    "The smallest margin over each class at random points, random corners, and the ends of a few steps of gradient descent."
+    low = torch.full((len(y), 4), math.inf, dtype=torch.float64)
+    for d in range(draws):
+        t = torch.rand(lo.shape, generator=g, dtype=torch.float64)
+        z = lo + (hi - lo) * (t if d % 3 == 0 else t.round())
+        if d % 3 == 2:
+            for j in range(4):
+                for _ in range(4):
+                    z = z.detach().requires_grad_()
+                    grad, = torch.autograd.grad(exact(F, z, y)[:, j].sum(), z)
+                    z = torch.minimum(torch.maximum(z.detach() - .3 * (hi - lo) * grad.sign(), lo), hi)
+                low = torch.minimum(low, exact(F, z, y))
+        low = torch.minimum(low, exact(F, z, y))
+    return low
+
+
+@few
+@given(seeds, st.sampled_from(["cnn", "pool3", "mlp"]), st.integers(1, 36))
+def test_no_point_of_a_box_is_below_any_bound_and_dearer_is_no_worse(seed, kind, free):
+    F, (lo, hi, y, g) = network(seed, kind), boxes(seed, free=free)
+    low = [bounds(F, lo, hi, y, m) for m in METHODS]
+    seen = smallest_seen(F, lo, hi, y, g)
+    for m, b in zip(METHODS, low): assert (b <= seen + 1e-9).all(), m
+    for cheap, dear in zip(low, low[1:]): assert (dear >= cheap - 1e-12).all()
+
+
+@pytest.mark.parametrize("kind", ["cnn", "pool3", "mlp"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_box_of_no_width_gives_the_margins(kind, method):
+    F, (lo, _, y, _) = network(3, kind), boxes(3)
+    assert_close(bounds(F, lo, lo, y, method), exact(F, lo, y))
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_linear_bounds_are_exact_where_no_unit_changes_sign(method):
+    F, (lo, hi, y, _) = network(5, "cnn"), boxes(5)
+    hi = lo + 2e-5 * (hi > lo)  # so small a box that no unit changes sign, with sides that still count as free
+    trace = forward(layers_of(F), lo, hi)[1]
+    assert sum(int((t.offset > 0).sum()) for t in trace if hasattr(t, "offset")) == 0
+    x = lo.requires_grad_()
+    truth = torch.stack([exact(F, (lo + hi) / 2, y)[:, j] - (torch.autograd.grad(exact(F, x, y)[:, j].sum(), x)[0].abs() * (hi - lo) / 2).sum((1, 2, 3)) for j in range(4)], 1)
+    assert_close(bounds(F, lo.detach(), hi.detach(), y, method), truth.detach())
+
+
+@few
+@given(seeds, st.sampled_from(["cnn", "pool3", "mlp"]))
+def test_every_layer_of_the_forward_pass_encloses_and_every_plane_bounds(seed, kind):
+    F, (lo, hi, y, g) = network(seed, kind), boxes(seed)
+    layers = layers_of(F)
+    for i in range(1, len(layers)):
+        z, trace, _ = forward(layers[:i] + layers[-1:], lo, hi)
+        l, u = z.bounds()
+        a, b = interval(layers[:i] + layers[-1:], lo, hi)
+        for _ in range(20):
+            v = lo + (hi - lo) * torch.rand(lo.shape, generator=g, dtype=torch.float64).round()
+            for layer in layers[:i - 1]: v = layer(v)
+            out = layers[i - 1](v)
+            assert (l - 1e-9 <= out).all() and (out <= u + 1e-9).all() and (a - 1e-9 <= out).all() and (out <= b + 1e-9).all()
+            if hasattr(trace[-1], "lower"):
+                if isinstance(layers[i - 1], nn.MaxPool2d):
+                    k, (n, c, h, w) = layers[i - 1].kernel_size, v.shape
+                    v = v.view(n, c, h // k, k, w // k, k).permute(0, 1, 3, 5, 2, 4).reshape(n, c, k * k, h // k, w // k)
+                    below, above = (trace[-1].lower * v).sum(2), (trace[-1].upper * v).sum(2)
+                    assert_close(trace[-1].lower.sum(2), torch.ones_like(below)); assert_close(trace[-1].upper.sum(2), torch.ones_like(below))
+                else: below, above = trace[-1].lower * v, trace[-1].upper * v
+                assert (below <= out + 1e-9).all() and (out <= above + trace[-1].offset + 1e-9).all()
+
+
+@few
+@given(seeds, st.sampled_from(["cnn", "relu-pool", "mlp"]), st.integers(1, 6), st.sampled_from([0., .01, .3]))
+def test_curves_enclose_every_pair_of_units_and_are_tighter(seed, kind, free, narrow):
+    """Every linear functional of the units, not only each unit, has to stay within the bounds: that is what polytopes promise."""
+    F, (lo, hi, y, g) = network(seed, "cnn" if kind == "relu-pool" else kind), boxes(seed, n=1, free=free)
+    layers = layers_of(F)
+    block = {"cnn": layers[:3], "relu-pool": [layers[0], layers[2], layers[1], nn.Flatten()], "mlp": layers[:3]}[kind]
+    if free > 2: hi = torch.where(torch.rand(hi.shape, generator=g) < .4, lo + narrow * (hi - lo), hi)
+    z = forward([*block, layers[-1]], lo, hi)[0]
+    c = curves(block, zonotope_of_box(lo, hi), z)
+    assert (c.r <= z.r + 1e-12).all() and (len(c.sizes) == 0) == (c.V is None) and sum(c.sizes) == (0 if c.V is None else len(c.V))
+    A = torch.randn(200, z.c[0].numel(), generator=g, dtype=torch.float64)
+    A[100:] *= torch.rand(A[100:].shape, generator=g) < 2 / A.shape[1]  # few units at a time
+    probe = nn.Linear(A.shape[1], len(A), bias=False).double()
+    probe.weight.data = A
+    l, u = c.map(lambda t: t.flatten(1)).affine(probe).bounds()
+    xi = torch.rand(3000, 1, 6, 6, generator=g, dtype=torch.float64)
+    xi[:1000] = (8 * xi[:1000]).round() / 8
+    v = nn.Sequential(*block)(lo + xi * (hi - lo)).flatten(1) @ A.T
+    assert (v >= l - 1e-9).all() and (v <= u + 1e-9).all()
+
+
+def test_curves_of_one_pixel_leave_a_fraction_of_the_error():
+    lo, hi, _, _ = boxes(1, n=1, free=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        block = [nn.Flatten(), nn.Linear(36, 400).double(), nn.ReLU()]
+    hi, lo = torch.where(hi > lo, 1., lo), torch.where(hi > lo, 0., lo)  # one pixel from 0 to 1
+    z = forward([*block, nn.Linear(400, 2).double()], lo, hi)[0]
+    c = curves(block, zonotope_of_box(lo, hi), z)
+    assert c.sizes and z.r.sum() > 0 and c.r.sum() < z.r.sum() / 4
+
+
+def test_relu_lines_bound_and_touch():
+    g = torch.Generator().manual_seed(0)
+    l, u = (3 * torch.randn(2, 2000, generator=g, dtype=torch.float64)).sort(0).values
+    s, t, lam = relu_lines(l, u)
+    for d in torch.linspace(0, 1, 33, dtype=torch.float64)[:, None] * (u - l) + l:
+        assert (lam * d <= d.relu() + 1e-12).all() and (d.relu() <= s * d + t + 1e-12).all()
+    assert_close(s * u + t, u.relu()); assert_close(s * l + t, l.relu())
+    assert [v.tolist() for v in relu_lines(torch.tensor([0., -1., -1., 1., 0.]), torch.tensor([1., 0., -.5, 2., 0.]))] == [[1, 0, 0, 1, 1], [0] * 5, [1, 0, 0, 1, 1]]
+
+
+def test_zonotope_of_a_box_forgets_nothing():
+    lo, hi, _, _ = boxes(0)
+    hi.view(-1)[::5] += 4e-7
+    for tiny in (0., 1e-6, .3):
+        z = zonotope_of_box(lo, hi, tiny)
+        l, u = z.bounds()
+        assert_close(l, lo, rtol=0, atol=1e-14); assert_close(u, hi, rtol=0, atol=1e-14)
+        assert len(z.own) == int((hi - lo > tiny).sum())
+
+
+@few
+@given(seeds, st.sampled_from([(1, 5.), (1, 1000.), (2, 40.), (1, math.inf), (3, math.inf), None]), st.floats(.005, .3), st.sampled_from(["cnn", "mlp"]))
+def test_a_certified_image_is_never_broken_and_a_broken_one_is(seed, layer, eps, kind):
+    F, (x, _, _, g) = network(seed, kind, gain=1.3), boxes(seed, n=6)
+    model = F if layer is None else SoftQuantNet(F, SoftQuantize(*layer))
+    y = model(x).argmax(1)
+    y[0] = (y[0] + 1) % 4
+    c = certify(model, x, y, eps, boxes=7, slack=1e-6, leaf=4)
+    assert not (c.robust & c.broken).any() and c.method[0] == "wrong" and c.broken[0] and not c.robust[0]
+    assert (model(c.x).argmax(1) != y)[c.broken].all() and ((c.x - x).abs() <= eps + 1e-12).all() and 0 <= c.x.min() and c.x.max() <= 1
+    assert (c.boxes <= 7).all() and [v == "unknown" for v in c.verdict] == [m == "open" for m in c.method]
+    for _ in range(100):
+        t = 2 * torch.rand(x.shape, generator=g, dtype=torch.float64) - 1
+        for r in (t, t.sign()): assert (model((x + eps * r).clamp(0, 1)).argmax(1) == y)[c.robust].all()
+    for setting in ("pgd", "bpda_ste"): assert pgd(model, x, y, eps, 10, eps / 3, setting=setting).correct_worst[c.robust].all()
+
+
+def brute_force(model, x, y, eps):
+    S = model.quantize
+    lo, hi = S.reachable_box(x, eps)
+    free = lambda a, b: ((b > a).flatten().nonzero()[:, 0].tolist(), levels(S.K, dtype=x.dtype))
+    def survives(a, b, t):
+        pixels, values = free(a, b)
+        for choice in itertools.product(*[[v for v in values if a.flatten()[p] <= v <= b.flatten()[p]] for p in pixels]):
+            z = a.clone()
+            z.view(-1)[pixels] = torch.stack(choice) if choice else a.new_zeros(0)
+            if model.features(z[None]).argmax() != t: return False
+        return True
+    return torch.tensor([survives(*args) for args in zip(lo, hi, y)])
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(seeds, st.sampled_from([1, 2]), st.sampled_from(["cnn", "pool3", "mlp"]), st.sampled_from([(16, 1), (2, 1000)]))
+def test_exact_hard_is_brute_force_whether_it_enumerates_or_cuts(seed, K, kind, how):
+    F, g = network(seed, kind), torch.Generator().manual_seed(seed)
+    model, eps = SoftQuantNet(F, SoftQuantize(K, math.inf)), .1
+    x = levels(K)[torch.randint(0, K + 1, (10, 1, 6, 6), generator=g)]
+    near = .25 if K == 2 else .5
+    x.view(10, -1)[:, 4:10] = near + .2 * torch.rand(10, 6, generator=g, dtype=torch.float64) - .1
+    y = model(x).argmax(1)
+    c = exact_hard(model, x, y, eps, *how)
+    assert torch.equal(c.robust, brute_force(model, x, y, eps)) and torch.equal(c.broken, ~c.robust)
+    assert (model(c.x).argmax(1) != y)[c.broken].all() and ((c.x - x).abs() <= eps + 1e-12).all()
+
+
+def test_corners_are_those_of_itertools():
+    lo, hi = torch.tensor([0., .5, 0., 1.]), torch.tensor([1., .5, .5, 1.])
+    points = torch.cat(list(corners(lo, hi, levels(2, dtype=torch.float32), 100, chunk=4)))
+    assert sorted(map(tuple, points.tolist())) == sorted(itertools.product([0, .5, 1], [.5], [0, .5], [1.]))
+
+
+@few
+@given(seeds, st.sampled_from([None, 1, 3]))
+def test_a_cut_loses_no_reachable_point(seed, K):
+    lo, hi, _, g = boxes(seed, n=1)
+    lv = None if K is None else levels(K)
+    if K: lo, hi = (lo * K).round() / K, (hi * K).round() / K
+    if not (hi > lo).any(): return
+    halves = cut(lo[0], hi[0], torch.rand(lo[0].shape, generator=g, dtype=torch.float64) * (hi[0] - lo[0]), lv)
+    z = lo + (hi - lo) * torch.rand(500, 1, 6, 6, generator=g, dtype=torch.float64)
+    if K: z = ((z * K).round() / K)
+    inside = torch.stack([((z >= a - 1e-12) & (z <= b + 1e-12)).flatten(1).all(1) for a, b in halves])
+    assert inside.any(0).all() and all((b >= a).all() and (b - a).sum() < (hi - lo).sum() for a, b in halves)
+
+
+def test_preimage_is_in_the_ball_and_maps_back():
+    lo, hi, _, g = boxes(1, n=30)
+    x, eps = lo, .1
+    for S in (SoftQuantize(1, 20.), SoftQuantize(1, math.inf), SoftQuantize(2, math.inf), SoftQuantize(3, 60.)):
+        a, b = S.reachable_box(x, eps)
+        hard = math.isinf(S.alpha)
+        for z in (a, b, torch.where(torch.rand(x.shape, generator=g) < .5, a, b)) + (() if hard else (a + (b - a) * torch.rand(x.shape, generator=g),)):
+            v = preimage(S, z, x, eps)
+            assert ((v - x).abs() <= eps + 1e-12).all() and 0 <= v.min() and v.max() <= 1
+            assert_close(S(v), z, rtol=0, atol=1e-9)
+
+
+def test_float32_bounds_differ_from_float64_far_less_than_the_slack():
+    F, (lo, hi, y, _) = network(9, "cnn"), boxes(9, free=4)
+    b64 = bounds(F, lo, hi, y, "full")
+    b32 = bounds(F.float(), lo.float(), hi.float(), y, "full")
+    assert ((b32.double() - b64).abs() <= 1e-5 * (1 + b64.abs())).all()
+
+
+def test_mnist_network_in_float32():
+    torch.manual_seed(0)
+    model = SoftQuantNet(MnistCNN("pytorch"), SoftQuantize()).eval()
+    x = torch.rand(2, 1, 28, 28).round() * .9
+    x[:, :, 10, 10:14] = .5
+    y = model(x).argmax(1)
+    lo, hi = model.quantize.reachable_box(x, .05)
+    low = [bounds(model.features, lo, hi, y, m) for m in METHODS]
+    with torch.no_grad():
+        for _ in range(5): assert (exact(model.features, lo + (hi - lo) * torch.rand(x.shape), y) >= low[-1] - 1e-4).all()
+    for cheap, dear in zip(low, low[1:]): assert (dear >= cheap - 1e-5).all()
+
+
+def test_wrong_arguments_are_named():
+    F, (x, hi, y, _) = network(0), boxes(0)
+    hard = SoftQuantNet(F, SoftQuantize(1, math.inf))
+    for message, call in [
+        ("method='planet' is unknown", lambda: bounds(F, x, hi, y, "planet")),
+        ("lo is above hi", lambda: bounds(F, hi, x, y)),
+        ("expected a box and a label", lambda: bounds(F, x, hi, y[:3])),
+        ("y holds labels 0 to 7; F has 4 classes", lambda: bounds(F, x, hi, y + torch.arange(8) // 7 * 4)),
+        ("F contains Sigmoid", lambda: certify(nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Sigmoid(), nn.Linear(4, 4)).double(), x, y, .1)),
+        ("method='ibp'", lambda: certify(hard, x, y, .1, method="ibp")),
+        ("alpha = inf", lambda: exact_hard(SoftQuantNet(F, SoftQuantize()), x, y, .1)),
+        ("no quantization layer", lambda: exact_hard(F, x, y, .1)),
+        ("does not divide its input", lambda: bounds(nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(1, 4)).double(), x, hi, y, "forward")),
+    ]:
+        with pytest.raises(ValueError, match=message): call()
