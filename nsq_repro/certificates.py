@@ -191,6 +191,7 @@ def curves(
     if not V: return z
     return z._replace(c=c.view_as(z.c), r=r.view_as(z.r), V=torch.cat(V).view(-1, *z.c.shape[1:]), sizes=tuple(sizes))
 
+# %% ../nbs/certificates.ipynb #221c25fc
 def _entries(layers, t, **options):
     "(T, units, entries): the affine functions of which each unit is the maximum."
     t = t.flatten(1) if isinstance(layers[0], nn.Flatten) else t
@@ -244,6 +245,7 @@ def forward(
         hull = None
     return z, trace, blame
 
+# %% ../nbs/certificates.ipynb #db858744
 def _relu(z, hull):
     l, u = z.bounds()
     if hull is not None: l, u = torch.maximum(l, hull[0]), torch.minimum(u, hull[1])
@@ -346,6 +348,7 @@ def bound_margins(
             corner[own[p]] = torch.where(a[p] > 0, lo[own[p]], hi[own[p]])
     return Margins(low, corner, blame, ((low <= slack) & others).any(1))
 
+# %% ../nbs/certificates.ipynb #997c155c
 @full_precision
 @torch.no_grad()
 def bounds(
@@ -496,16 +499,22 @@ class _Search:
             else: stack += [(*half, depth + 1) for half in cut(lo, hi, m.blame[0], self.levels)]
         if not stack: self.method[i] = "split" if self.used[i] > 1 else how
 
-    def breaks(self, i, z):
-        "Whether F gets one of the points `z` wrong, so that there is nothing to prove; the image is broken if its preimage agrees."
-        bad = z[self.F(z).argmax(1) != self.y[i]][:1]
-        if len(bad) and self.model(x := preimage(self.S, bad, self.x[i:i + 1], self.eps)).argmax(1) != self.y[i]:
-            self.method[i], self.found[i] = "broken", x[0]
-        return len(bad) > 0
+# %% ../nbs/certificates.ipynb #bdf3fbdf
+def _breaks(self, i, z):
+    "Whether F gets one of the points `z` wrong, so that there is nothing to prove; the image is broken if its preimage agrees."
+    bad = z[self.F(z).argmax(1) != self.y[i]][:1]
+    if len(bad) and self.model(x := preimage(self.S, bad, self.x[i:i + 1], self.eps)).argmax(1) != self.y[i]:
+        self.method[i], self.found[i] = "broken", x[0]
+    return len(bad) > 0
 
-    def result(self):
-        broken = torch.tensor([m in ("wrong", "broken") for m in self.method])
-        return Certificates(torch.tensor([m != "open" for m in self.method]) & ~broken, broken, self.method, torch.tensor(self.used), self.found)
+
+def _result(self):
+    "What was found, for all images."
+    broken = torch.tensor([m in ("wrong", "broken") for m in self.method])
+    return Certificates(torch.tensor([m != "open" for m in self.method]) & ~broken, broken, self.method, torch.tensor(self.used), self.found)
+
+
+_Search.breaks, _Search.result = _breaks, _result
 
 # %% ../nbs/certificates.ipynb #844d6816
 def exact_hard(
