@@ -82,7 +82,7 @@ def run_notebook(name, parameters, keep_outputs=False) -> Path:
         raise SystemExit(f"unknown parameter {', '.join(unknown)}; {name} has {', '.join(known)}")
     label = "-".join([name, *(f"{k}{v}" for k, v in parameters.items())]).replace("/", "_").replace(" ", "")
     target = records.home() / "runs" / f"{label}.ipynb"
-    target.parent.mkdir(exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(str(source), str(target), parameters, kernel_name="python3", progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr)
     except papermill.PapermillExecutionError as e:
