@@ -24,7 +24,7 @@ test: $(READY) check-sync ## check that modules and notebooks agree, then run th
 	@echo "== notebooks: nbdev_test"
 	@$(QUIETLY) $(BIN)/nbdev_test --n_workers 2 --timing
 	@echo "== tests: pytest"
-	@$(QUIETLY) $(BIN)/python -m pytest tests -q
+	@$(QUIETLY) $(BIN)/python -m pytest tests -q -n 2
 
 check-sync: $(READY) ## check that nsq_repro/ is what nbs/ exports and that the notebooks are clean; changes nothing
 	@echo "== nbs/ and nsq_repro/: in sync and clean"

@@ -385,11 +385,12 @@ def _library(name):
         return make(net, eps=eps, norm="Linf", seed=seed, **fixed, **options)(x, y)
     return craft
 
-def _hopskipjump(net, x, y, eps, seed, steps=10):
+def _hopskipjump(net, x, y, eps, seed, steps=10, starts=None):
     import foolbox
-    with torch.no_grad(): other = net(x).argmax(1)[None] != y[:, None]
-    if not other.any(1).all(): raise ValueError("hopskipjump starts from an image of another class, and the batch has none; give it images of several classes")
-    start = x[torch.cdist(x.flatten(1), x.flatten(1)).masked_fill(~other, math.inf).argmin(1)]
+    bank = x if starts is None else torch.cat([x, starts])
+    with torch.no_grad(): other = net(bank).argmax(1)[None] != y[:, None]
+    if not other.any(1).all(): raise ValueError("hopskipjump starts from an image of another class, and the batch has none; give it images of several classes, here or as starts=…")
+    start = bank[torch.cdist(x.flatten(1), bank.flatten(1)).masked_fill(~other, math.inf).argmin(1)]
     torch.manual_seed(seed)
     attack = foolbox.attacks.HopSkipJumpAttack(steps=steps, constraint="linf")
     return attack.run(foolbox.PyTorchModel(net, bounds=(0, 1), device=x.device), x, foolbox.criteria.Misclassification(y), starting_points=start)

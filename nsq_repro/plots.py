@@ -9,8 +9,9 @@ __all__ = ['MODELS', 'LABELS', 'COLORS', 'MARKERS', 'SETTING_LABELS', 'LOSS_LABE
            'printed_value', 'fig_accuracy', 'fig4', 'level_looks', 'fig_levels', 'printed_levels',
            'fig_quantized_images', 'accuracy_rows', 'table_markdown', 'accuracy_table', 'cost_rows', 'cost_table',
            'two_way', 'effect_sizes', 'resampled', 'grid_cells', 'grid_accuracies', 'effects_rows', 'compared',
-           'effects_sentence', 'effects_table', 'fig_effects', 'images_to_text', 'images_from_text', 'printed_numbers',
-           'draw', 'draw_table', 'Results']
+           'effects_sentence', 'effects_table', 'fig_effects', 'fig_bracket', 'bracket_rows', 'bracket_table',
+           'suite_table', 'arithmetic_rows', 'arithmetic_table', 'sanity_table', 'hard_table', 'fig_time',
+           'time_sentence', 'images_to_text', 'images_from_text', 'printed_numbers', 'draw', 'draw_table', 'Results']
 
 # %% ../nbs/plots.ipynb #9188ed10
 import base64
@@ -695,6 +696,140 @@ def fig_effects(
     _footnote(fig, f"{caption(record)} Root mean square of main effects and interaction; bars: 95 % bootstrap intervals over test images. One training a cell.")
     return fig
 
+# %% ../nbs/plots.ipynb #3dabb28f
+def _scaled(eps, unit):
+    return f"{eps * unit:g}/255" if unit == 255 else f"{eps:g}"
+
+@styled
+def fig_bracket(
+    record: dict,  # series with accounting 'attacked' and 'certified', and 'eps_unit'
+) -> mpl.figure.Figure:
+    "Upper and lower bounds on robust accuracy against ε, a panel for each model, with 95 % Wilson bands."
+    unit, found = record["eps_unit"], {(s["model"], s["accounting"]): s for s in record["series"]}
+    looks = look([m for m, _ in found])
+    columns = min(len(looks), 3)
+    fig, axes = plt.subplots(math.ceil(len(looks) / columns), columns, figsize=(7, 2.1 * math.ceil(len(looks) / columns) + .5), sharex=True, sharey=True, squeeze=False)
+    for ax in axes.flat[len(looks):]: ax.axis("off")
+    for ax, (m, kind) in zip(axes.flat, looks.items()):
+        top, low = found[m, "attacked"], found.get((m, "certified"))
+        x = np.asarray(top["eps"]) * unit
+        if low: ax.fill_between(x, 100 * np.asarray(low["accuracy"]), 100 * np.asarray(top["accuracy"]), facecolor="none", edgecolor="#C8C8C8", hatch="////", lw=0)
+        for s, line in ((top, "-"), (low, (0, (3.2, 1.6)))):
+            if s:
+                ax.fill_between(x, 100 * np.asarray(s["low"]), 100 * np.asarray(s["high"]), color=kind["color"], alpha=.16, lw=0)
+                ax.plot(x, 100 * np.asarray(s["accuracy"]), color=kind["color"], ls=line, marker=kind["marker"], mfc=kind["color"] if s is top else "white", mew=0 if s is top else .9, ms=3.2, clip_on=False)
+        ax.set(title=kind["label"], ylim=(0, 100), xlim=(0, x.max()))
+    for ax in axes[:, 0]: ax.set_ylabel("accuracy (%)")
+    for i in range(columns): max((a for a in axes[:, i] if a.axison), key=lambda a: -a.get_position().y0).set_xlabel("$\\varepsilon$ (grey levels of 255)" if unit == 255 else "$\\varepsilon$")
+    fig.legend(handles=[Line2D([], [], color=GREY, marker="o", mew=0, label="no attack broke it (upper bound)"), Line2D([], [], color=GREY, ls=(0, (3.2, 1.6)), marker="o", mfc="white", label="proven (lower bound)"),
+                        Patch(facecolor="none", edgecolor="#C8C8C8", hatch="////", label="not known")], loc="outside upper center", ncols=3, borderaxespad=.2)
+    _footnote(fig, f"{caption(record)} Union of all attacks, image by image; bands: 95 % Wilson intervals.")
+    return fig
+
+# %% ../nbs/plots.ipynb #aaa606fb
+def bracket_rows(
+    record: dict,  # that of `fig_bracket`
+) -> list[dict]:  # model, eps, attacked and certified (%) with the ends of their intervals, n
+    "The bracket as numbers."
+    found, rows = {(s["model"], s["accounting"]): s for s in record["series"]}, []
+    for m in look([m for m, _ in found]):
+        top, low = found[m, "attacked"], found.get((m, "certified"))
+        for i, e in enumerate(top["eps"]):
+            rows.append({"model": m, "eps": e, "n": top["n"], **{f"{a}{end}": round(100 * s[k][i], 2) if s else None for a, s in (("attacked", top), ("certified", low)) for end, k in (("", "accuracy"), ("_low", "low"), ("_high", "high"))}})
+    return rows
+
+def bracket_table(
+    record: dict,  # that of `fig_bracket`
+) -> str:  # Markdown
+    "Certified to attacked accuracy (%) of each model at each ε."
+    unit, cells = record["eps_unit"], {}
+    for r in bracket_rows(record):
+        row = cells.setdefault(r["model"], {"model": LABELS.get(r["model"], r["model"])})
+        row[_scaled(r["eps"], unit)] = f"≤ {r['attacked']:.1f}" if r["certified"] is None else f"{r['certified']:.1f}–{r['attacked']:.1f}"
+    columns = {"model": "model", **{k: f"ε = {k}" for k in next(iter(cells.values())) if k != "model"}}
+    return f"{table_markdown(list(cells.values()), columns)}\n\nRobust accuracy in %, from proven to not broken; the intervals are in the csv file. {caption(record)}"
+
+# %% ../nbs/plots.ipynb #92c04703
+def suite_table(
+    record: dict,  # 'attacks': rows with model, eps, attack, given, broken
+) -> str:  # Markdown, a table for each ε
+    "What each attack was given and broke."
+    parts = []
+    for e in sorted({r["eps"] for r in record["attacks"]}):
+        rows, cells = [r for r in record["attacks"] if r["eps"] == e], {}
+        for r in rows: cells.setdefault(r["attack"], {"attack": r["attack"]})[r["model"]] = f"{r['broken']} of {r['given']}"
+        total = cells.pop("all", None)
+        columns = {"attack": "attack", **{m: k["label"] for m, k in look([r["model"] for r in rows]).items()}}
+        parts.append(f"**ε = {_scaled(e, record['eps_unit'])}**\n\n{table_markdown([*cells.values(), *([total] if total else [])], columns)}")
+    return "\n\n".join([*parts, f"Images broken, of those that all attacks above left and the attack was given. {caption(record)}"])
+
+# %% ../nbs/plots.ipynb #6a3e26ec
+def arithmetic_rows(record) -> list[dict]:
+    "Shares of zero gradients and accuracies under four gradients, in one list."
+    return [{"model": r["model"], "eps": r["eps"], "gradient": r.get("gradient", "float32, by cause"), "zero": r["zero"], **{k: r.get(k) for k in ("upper", "lower", "behind", "correct")}, "n": r["n"]}
+            for r in [*record["zero"], *record["gradients"]]]
+
+def arithmetic_table(
+    record: dict,  # 'zero': rows of `zero_gradient_share`; 'gradients': rows of `gradient_table`
+) -> str:  # Markdown, two tables
+    "Where the gradient is exactly zero and why; PGD with its gradient computed in four ways."
+    unit, percent = record["eps_unit"], lambda v: f"{100 * v:.1f}"
+    zero = [{"model": LABELS[r["model"]], "eps": _scaled(r["eps"], unit), **{k: percent(r[k]) for k in ("zero", "upper", "lower", "behind")}} for r in record["zero"]]
+    pgd = [{"model": LABELS[r["model"]], "eps": _scaled(r["eps"], unit), "gradient": r["gradient"], "zero": percent(r["zero"]), "correct": f"{r['correct']} of {r['n']}"} for r in record["gradients"]]
+    return "\n\n".join([table_markdown(zero, {"model": "model", "eps": "ε", "zero": "zero, % of pixels", "upper": "saturated above", "lower": "saturated below", "behind": "dead behind the layer"}),
+                        table_markdown(pgd, {"model": "model", "eps": "ε", "gradient": "gradient", "zero": "zero, %", "correct": "correct after PGD"}),
+                        f"Gradient at the random start of PGD. {caption(record)}"])
+
+# %% ../nbs/plots.ipynb #f9877480
+def sanity_table(
+    record: dict,  # 'checks': rows of `exact.sanity`
+) -> str:  # Markdown; what fails is red
+    "The checks of an evaluation, a column for each model."
+    cells = {}
+    for r in record["checks"]:
+        mark = "ok" if r["ok"] else f'<span style="color:#B5251F">**✗** {r["left"]}; {r["right"]}</span>'
+        cells.setdefault(r["check"], {"check": r["check"]})[r["model"]] = mark
+    columns = {"check": "check", **{m: k["label"] for m, k in look([r["model"] for r in record["checks"]]).items()}}
+    return f"{table_markdown(list(cells.values()), columns)}\n\nNumbers: images classified correctly under each attack. {caption(record)} ε = {_scaled(record['checks'][0]['eps'], record['eps_unit'])}."
+
+def hard_table(
+    record: dict,  # 'hard': rows of `adaptive.hard_limit`
+) -> str:  # Markdown
+    "Networks with hard quantization, decided."
+    rows = [{**r, "model": LABELS.get(r["model"], r["model"]), "eps": _scaled(r["eps"], record["eps_unit"]), "few": f"{r['decided']} of {r['few']}"} for r in record["hard"]]
+    columns = {"model": "model, α = ∞", "eps": "ε", "pixels": "free pixels, mean", "few": f"decided, of those with at most {record['hard'][0]['limit']}", "robust": "robust", "broken": "broken", "open": "open"}
+    return f"{table_markdown(rows, columns)}\n\n{caption(record)}"
+
+# %% ../nbs/plots.ipynb #e067e86e
+@styled
+def fig_time(
+    record: dict,  # 'points': rows with model, eps, seconds, accuracy, low, high
+) -> mpl.figure.Figure:
+    "Worst-case accuracy against training time, a panel for each ε."
+    radii, looks = sorted({r["eps"] for r in record["points"]}), look([r["model"] for r in record["points"]])
+    fig, axes = plt.subplots(1, len(radii), figsize=(7, 2.9), sharex=True, sharey=True, squeeze=False)
+    for ax, e in zip(axes.flat, radii):
+        for m, k in looks.items():
+            rows = sorted((r for r in record["points"] if (r["model"], r["eps"]) == (m, e)), key=lambda r: r["seconds"])
+            t, v = [r["seconds"] for r in rows], [100 * r["accuracy"] for r in rows]
+            bars = [[a - 100 * r["low"] for a, r in zip(v, rows)], [100 * r["high"] - a for a, r in zip(v, rows)]]
+            ax.errorbar(t, v, yerr=bars, xerr=[[a - r["fastest"] for a, r in zip(t, rows)], [r["slowest"] - a for a, r in zip(t, rows)]], color=k["color"], marker=k["marker"], lw=.9, capsize=2, clip_on=False)
+        ax.set(title=f"$\\varepsilon$ = {_scaled(e, record['eps_unit'])}", xscale="log", ylim=(0, 100), xlabel="training time (s)")
+    axes[0, 0].set_ylabel("accuracy (%), worst case")
+    fig.legend(handles=[Line2D([], [], color=k["color"], marker=k["marker"], ls="none", label=k["label"]) for k in looks.values()], loc="outside upper center", ncols=len(looks), borderaxespad=.2)
+    _footnote(fig, f"{caption(record)} Union of all attacks, image by image; bars: 95 % Wilson intervals, and the range of the timing's turns.")
+    return fig
+
+def time_sentence(
+    record: dict,  # that of `fig_time`
+) -> str:  # one sentence
+    "NSQ beside the trainings with an adversary, at the largest ε."
+    e = max(r["eps"] for r in record["points"])
+    rows = {r["model"]: r for r in sorted(record["points"], key=lambda r: r["seconds"]) if r["eps"] == e}
+    say = lambda r: f"{LABELS[r['model']]} keeps {100 * r['accuracy']:.1f} % ({100 * r['low']:.1f}–{100 * r['high']:.1f}) after {r['seconds']:.0f} s of training"
+    parts = [say(rows[m]) for m in ("nsq", "fgsm_rs", "pgd") if m in rows]
+    return f"On {rows[next(iter(rows))]['n']:,} images of {record['data']['title']} at ε = {_scaled(e, record['eps_unit'])}, under every attack together, " + ", ".join(parts) + f" ({record['provenance']['device']}, scale {record['scale']})."
+
 # %% ../nbs/plots.ipynb #db5feee8
 def images_to_text(
     x,  # (N, C, H, W) uint8 images
@@ -740,6 +875,7 @@ FIGURES = {
     **{f"fig{i}": lambda r: fig_levels(r, printed_numbers(r)) for i in (5, 6, 7)},
     "parameter-study": lambda r: fig_effects(r, effects_rows(r)),
     **{f"fig{i}": _images for i in range(8, 15)},
+    **{f"{x}-{item}": f for x in ("mnist", "cifar") for item, f in (("bracket", lambda r: fig_bracket(r)), ("time", lambda r: fig_time(r)))},
 }
 
 # %% ../nbs/plots.ipynb #086af9bd
@@ -761,6 +897,9 @@ TABLES = {
     "mnist-cost": lambda r: (cost_table(r), cost_rows(r)),
     "cifar-cost": lambda r: (cost_table(r, "cifar"), cost_rows(r)),
     "parameter-effects": lambda r: (effects_table(r, rows := effects_rows(r)), rows),
+    **{f"{x}-{item}": f for x in ("mnist", "cifar") for item, f in (
+        ("bracket-values", lambda r: (bracket_table(r), bracket_rows(r))), ("suite", lambda r: (suite_table(r), r["attacks"])), ("sanity", lambda r: (sanity_table(r), r["checks"])),
+        ("arithmetic", lambda r: (arithmetic_table(r), arithmetic_rows(r))), ("hard", lambda r: (hard_table(r), r["hard"])))},
 }
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from nsq_repro.attacks import ball, pgd
+from nsq_repro.attacks import pgd
 from nsq_repro.certificates import (
     METHODS, bounds, certify, corners, curves, cut, exact_hard, forward, interval, layers_of, preimage, relu_lines, zonotope_of_box)
 from nsq_repro.networks import MnistCNN, SoftQuantNet
@@ -92,7 +92,7 @@ def test_linear_bounds_are_exact_where_no_unit_changes_sign(method):
 @few
 @given(seeds, st.sampled_from(["cnn", "pool3", "mlp"]))
 def test_every_layer_of_the_forward_pass_encloses_and_every_plane_bounds(seed, kind):
-    F, (lo, hi, y, g) = network(seed, kind), boxes(seed)
+    F, (lo, hi, _, g) = network(seed, kind), boxes(seed)
     layers = layers_of(F)
     for i in range(1, len(layers)):
         z, trace, _ = forward(layers[:i] + layers[-1:], lo, hi)
@@ -117,7 +117,7 @@ def test_every_layer_of_the_forward_pass_encloses_and_every_plane_bounds(seed, k
 @given(seeds, st.sampled_from(["cnn", "relu-pool", "mlp"]), st.integers(1, 6), st.sampled_from([0., .01, .3]))
 def test_curves_enclose_the_errors_they_stand_for(seed, kind, free, narrow):
     """Not only each unit: every linear functional of the errors has to stay within its bounds, that is what a polytope promises."""
-    F, (lo, hi, y, g) = network(seed, "cnn" if kind == "relu-pool" else kind), boxes(seed, n=1, free=free)
+    F, (lo, hi, _, g) = network(seed, "cnn" if kind == "relu-pool" else kind), boxes(seed, n=1, free=free)
     layers = layers_of(F)
     block = {"cnn": layers[:3], "relu-pool": [layers[0], layers[2], layers[1], nn.Flatten()], "mlp": layers[:3]}[kind]
     if free > 1: hi = torch.where(torch.rand(hi.shape, generator=g) < .4, lo + narrow * (hi - lo), hi)

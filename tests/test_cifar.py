@@ -1,5 +1,6 @@
 """CIFAR-10 and the parameter study as users run them: papermill's command line, no data, wrong values, cells of a grid shared and resumed."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from test_runs import ROOT, arguments, cli, evaluations
 
-from nsq_repro import cifar, claims, parameter_study, plots, records
+from nsq_repro import cifar, claims, parameter_study, plots, records, training
+from nsq_repro.data import load
 
 SMALL = {"scale": "smoke", "n_test": 20, "steps": 2, "eps": "8/255", "iterations": 3}
 LITTLE = {**SMALL, "models": "natural,nsq"}
@@ -153,3 +156,28 @@ def test_study_without_any_cell_says_so(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="none of the 4 cells"):
         parameter_study.run(scale="smoke", compute=False)
     assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.parametrize("model", ["nsq", "pgd", "fgsm_rs"])
+def test_killed_training_ends_with_the_same_weights(model, tmp_path, monkeypatch):
+    "The recipes of scale cpu, bit for bit: momentum, batch statistics, schedule, order, crops and noise all go on where they were."
+    spec = dataclasses.replace(cifar.protocol(scale="cpu", device="cpu", models=model, iterations=12).train[0], batch_size=16, **({"steps": 2} if model == "pgd" else {}))
+    photos, step, calls = load("photos", "train"), training.training_step, []
+
+    def stops(*args):
+        calls.append(1)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    def weights(home, save_every=30.0):
+        monkeypatch.setenv("NSQ_HOME", str(home))
+        return training.train(spec, photos, progress=False, save_every=save_every)[0].state_dict()
+
+    whole = weights(tmp_path / "whole")
+    monkeypatch.setattr(training, "training_step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        weights(tmp_path / "killed", save_every=0.0)
+    again = weights(tmp_path / "killed")
+    assert len(calls) == 9 + 12 - 8  # eight iterations were kept
+    assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)

@@ -1,0 +1,167 @@
+"""The bracket: what a cascade of attacks and a ladder of certificates keep, where they stop, and that they go on."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nsq_repro import adaptive, records
+from nsq_repro.data import Dataset
+from nsq_repro.exact import zbox
+from nsq_repro.networks import SoftQuantNet
+from nsq_repro.quantization import SoftQuantize
+
+ROOT = Path(__file__).resolve().parents[1]
+N, RADII = 24, (0.05, 0.2, 0.4)
+CE, TARGETED = {"attack": "zbox", "loss": "ce", "steps": 8}, {"attack": "zbox", "loss": "targeted", "steps": 8}
+
+
+def network(seed, K=1, alpha=1000.0):
+    torch.manual_seed(seed)
+    F = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 12), torch.nn.ReLU(), torch.nn.Linear(12, 4))
+    with torch.no_grad():
+        for w in (F[1], F[3]):
+            w.weight *= 3
+            w.bias -= w.weight.sum(1) / 2  # centred on grey, so that no class wins everywhere
+    return SoftQuantNet(F, SoftQuantize(K, alpha)).eval()
+
+
+@pytest.fixture
+def setting(tmp_path, monkeypatch):
+    monkeypatch.setenv("NSQ_HOME", str(tmp_path))
+    nets = {"nsq": network(0), "sq": network(1)}
+    x = (torch.rand(N, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 255).byte()
+    y = nets["nsq"](x.float() / 255).argmax(1)
+    return nets, {m: {"model": m} for m in nets}, Dataset(x, y, "random", "random images", "test", tuple("abcd"))
+
+
+def everything():
+    return {e: np.ones(N, bool) for e in RADII}
+
+
+def test_cascade_is_the_union_of_its_attacks(setting):
+    nets, keys, data = setting
+    record = adaptive.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything())
+    left, x = adaptive.left_of(record), data.floats()
+    alone = {e: [zbox(nets["nsq"], x, data.y, e, **{k: v for k, v in a.items() if k != "attack"}).correct.numpy() for a in (CE, TARGETED)] for e in RADII}
+    assert (left[RADII[-1]] == alone[RADII[-1]][0] & alone[RADII[-1]][1]).all() and not left[RADII[-1]].all()
+    for small, large in zip(RADII, RADII[1:]):
+        assert (left[small] | ~left[large]).all()  # what resists at a large radius resists at a small one
+        assert (left[small] == (alone[small][0] & alone[small][1] | left[large])).all()
+
+
+def test_cascade_gives_each_attack_what_is_left(setting):
+    nets, keys, data = setting
+    record = adaptive.cascade(nets, "nsq", keys, data, [CE, TARGETED, {**CE, "loss": "cw", "n": 5}], RADII, everything())
+    rows = {(r["eps"], r["attack"]): r for r in record["rows"]}
+    first, second = (rows[RADII[-1], adaptive.label(a)] for a in (CE, TARGETED))
+    assert first["given"] == N and second["given"] == N - first["broken"]
+    assert all(r["given"] <= 5 for (_, a), r in rows.items() if " cw" in a)
+    broken = sum(rows[RADII[-1], a]["broken"] for e, a in rows if e == RADII[-1])
+    assert rows[RADII[1], adaptive.label(CE)]["given"] == broken  # only what the larger radius broke
+
+
+def test_cascade_keeps_what_was_broken_before(setting):
+    nets, keys, data = setting
+    before = everything()
+    before[RADII[0]][3] = before[RADII[1]][3] = before[RADII[2]][3] = False
+    left = adaptive.left_of(adaptive.cascade(nets, "nsq", keys, data, [CE], RADII, before))
+    assert not any(left[e][3] for e in RADII)
+
+
+def test_a_stopped_cascade_goes_on(setting, monkeypatch):
+    nets, keys, data = setting
+    whole = adaptive.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything(), seed=1)
+    records.run_dir({}, "x")  # the folder of runs exists
+    for folder in (records.home() / "runs").glob("cascade-*"):
+        for file in folder.iterdir():
+            file.unlink()
+    real, calls = adaptive.unbroken, []
+
+    def stops(*args):
+        calls.append(args[0])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(adaptive, "unbroken", stops)
+    with pytest.raises(KeyboardInterrupt):
+        adaptive.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything(), seed=1)
+    done = len(calls)
+    again = adaptive.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything(), seed=1)
+    assert again["left"] == whole["left"] and len(calls) - done < 6  # not from the start
+    strip = lambda record: [{k: v for k, v in r.items() if k != "seconds"} for r in record["rows"]]
+    assert strip(again) == strip(whole)
+
+
+def test_attacks_that_say_nothing_new_are_left_out():
+    applies = adaptive.applies
+    assert not applies({"attack": "transfer", "source": "pgd"}, "pgd", False) and applies({"attack": "transfer", "source": "pgd"}, "nsq", True)
+    for a in ({"attack": "flips"}, {"attack": "annealed"}, {"attack": "apgd-ce", "backward": "ste"}, {"attack": "pgd", "setting": "bpda"}, {"attack": "transfer", "alpha": 10.0}):
+        assert applies(a, "nsq", True) and not applies(a, "pgd", False), a
+
+
+def test_every_attack_of_the_suite_has_its_own_name():
+    for preset in adaptive.PRESETS.values():
+        names = [adaptive.label(a) for a in (*preset["box"], *preset["suite"])]
+        assert len(names) == len(set(names))
+
+
+def test_certified_is_proven_and_goes_up(setting):
+    nets, keys, data = setting
+    attacked = adaptive.left_of(adaptive.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything()))
+    record = adaptive.certified(nets["nsq"], keys["nsq"], data, RADII, attacked, boxes=30, chunk=7)
+    proven = adaptive.left_of(record)
+    assert proven[RADII[0]].any()
+    for e in RADII:
+        assert not (proven[e] & ~attacked[e]).any()
+    for small, large in zip(RADII, RADII[1:]):
+        assert not (proven[large] & ~proven[small]).any()
+    assert record["cells"][f"{RADII[0]:g}"]["given"] == attacked[RADII[0]].sum()
+    assert record == adaptive.certified(nets["nsq"], keys["nsq"], data, RADII, attacked, boxes=30, chunk=7)
+
+
+def test_networks_without_bounds_are_not_certified(setting):
+    nets, keys, data = setting
+    odd = SoftQuantNet(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Tanh(), torch.nn.Linear(16, 4)), SoftQuantize(1, 1000.0)).eval()
+    assert adaptive.certified(odd, {"m": 2}, data, RADII, everything()) is None
+
+
+def test_joined_takes_the_worst_of_curves_up_to_a_radius():
+    ok = np.ones((2, 3), bool)
+    ok[0, 0] = ok[1, 1] = False
+    curve = lambda accounting, rows: {"accounting": accounting, "eps": [0.1, 0.2], "n": 3, "outcomes": [records.pack(r) for r in rows]}
+    evaluated = [{"series": [curve("last", np.zeros((2, 3), bool)), curve("worst", ok)]}]
+    left = adaptive.joined(evaluated, 3, (0.05, 0.1, 0.3), np.array([True, True, True]))
+    assert [v.tolist() for v in left.values()] == [[True, True, True], [False, True, True], [False, False, True]]
+
+
+def test_same_network_behind_another_layer():
+    net = network(0, K=2)
+    hard = adaptive.with_alpha(net, math.inf)
+    assert hard.features is net.features and math.isinf(hard.quantize.alpha) and hard.quantize.K == 2 and net.quantize.alpha == 1000.0
+
+
+@pytest.mark.parametrize("wrong", [dict(experiment="svhn"), dict(models="nsq,resnet"), dict(parts="boxes"), dict(n_suite=0), dict(scale="huge")])
+def test_wrong_parameters_stop_before_any_work(wrong):
+    with pytest.raises(ValueError, match=str(list(wrong.values())[0]).split(",")[-1]):
+        adaptive.protocol(**{"scale": "smoke", **wrong})
+
+
+def test_plain_run_on_a_bare_machine(tmp_path):
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    for name in ("papermill", "nbdev", "fastcore", "matplotlib", "seaborn", "IPython"):
+        (blocked / f"{name}.py").write_text(f"raise ImportError('{name} is not for training and attacks')")
+    env = {**os.environ, "NSQ_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{blocked}{os.pathsep}{ROOT}"}
+    small = {"models": "nsq", "n_test": 4, "n_suite": 2, "parts": "box,certificates,arithmetic,sanity"}
+    command = [sys.executable, "-m", "nsq_repro.cli", "run", "adaptive", "--plain", "--scale", "smoke", *(a for k, v in small.items() for a in ("-p", k, str(v)))]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    kinds = {p.parent.name.rsplit("-", 1)[0] for p in tmp_path.glob("runs/*/record.json")}
+    assert kinds >= {"train", "eval", "cascade", "certificates", "zeros", "gradients", "sanity"}
