@@ -35,7 +35,7 @@ from .quantization import soft_quantize, soft_quantize_derivative, thresholds
 
 # %% ../nbs/plots.ipynb #9fef9668
 MODELS = ("natural", "pgd", "sq", "nsq", "fgsm_rs")
-LABELS = {"natural": "Natural", "pgd": "PGD-Defense", "sq": "SQ", "nsq": "NSQ", "fgsm_rs": "FGSM-RS"}
+LABELS = {"natural": "Natural", "pgd": "PGD-Defense", "sq": "SQ", "nsq": "NSQ", "fgsm_rs": "FGSM-RS", "noisy": "Noisy, no layer", "stability": "Stability training", "l1": "ℓ₁ penalty"}
 COLORS = {"natural": "#333333", "pgd": "#0065B3", "sq": "#CC8200", "nsq": "#B5251F", "fgsm_rs": "#1E9990"}
 MARKERS = {"natural": "X", "pgd": "s", "sq": "^", "nsq": "o", "fgsm_rs": "v"}
 SETTING_LABELS = {"pgd": "PGD", "bpda": "BPDA", "bpda_ste": "straight-through BPDA", "zbox": "exact box"}
