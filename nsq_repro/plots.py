@@ -679,9 +679,11 @@ def fig_effects(
     s = record["series"][0]
     Ks, alphas, found = grid_cells(record, "ce", s["accounting"])
     fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3), width_ratios=(1, 1.25))
-    for K, kind in level_looks(Ks).items():
-        left.plot(range(len(alphas)), [100 * found[K, a]["accuracy"][-1] for a in alphas], color=kind["color"], marker=kind["marker"], label=kind["label"], clip_on=False)
-    left.set(title=f"accuracy (%), {LOSS_LABELS['ce']}, $\\varepsilon={255 * s['eps'][-1]:g}/255$", xticks=range(len(alphas)), xticklabels=[f"{a / 255:.10g}×255" for a in alphas], xlabel="$\\alpha$", ylim=(0, 100))
+    for i, (K, kind) in enumerate(level_looks(Ks).items()):
+        v, low, high = (np.array([100 * found[K, a][k][-1] for a in alphas]) for k in ("accuracy", "low", "high"))
+        left.errorbar(np.arange(len(alphas)) + .04 * (i - len(Ks) / 2), v, yerr=[v - low, high - v], color=kind["color"], marker=kind["marker"], label=kind["label"], elinewidth=.9, clip_on=False)
+    left.set(title=f"accuracy (%), {LOSS_LABELS['ce']}, $\\varepsilon={255 * s['eps'][-1]:g}/255$", xticks=range(len(alphas)), xticklabels=[f"{a / 255:.10g}×255" for a in alphas], xlabel="$\\alpha$")
+    left.set_ylim(0, None)
     for i, (effect, color) in enumerate(zip(EFFECT_LABELS, (COLORS["nsq"], COLORS["pgd"], "#999999"))):
         own = [r for r in rows if r["effect"] == effect]
         at = np.arange(len(own)) + .26 * (i - 1)
