@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'REPRODUCED', 'IN_PART', 'NOT_REPRODUCED', 'FALSE', 'UNTESTED', 'TOLERANCE', 'NEAR', 'FACTOR', 'ITEMS',
-           'CELLS', 'MATHEMATICS', 'RULES', 'TABLES', 'scales_for', 'best_record', 'present_scale', 'untested',
-           'evidence', 'curve', 'place', 'measured', 'agreement', 'percent', 'rule_accuracy', 'paired_difference',
-           'difference', 'weak_baseline', 'rule_difference', 'comparisons', 'ordering', 'rule_order', 'rule_time',
-           'rule_ratio', 'pixel_record', 'pixel_rows', 'pixel_table', 'rule_pixels', 'rule_fill', 'gradient_record',
-           'gradient_rows', 'gradient_table', 'rule_smaller_gradients', 'stated', 'value_of', 'differentiable',
-           'hard_limit', 'other_ranges', 'increments', 'hoelder', 'derivative', 'nearly_zero', 'l1_norm', 'two_samples',
-           'path_integral', 'small_gradient', 'infinite_sharpness', 'binarization', 'sharp_areas', 'plain_bpda',
-           'clarity', 'estimate', 'two_sided', 'study_record', 'interval', 'rule_levels', 'rule_sharpness',
-           'rule_good_layer', 'rule_of', 'judge', 'as_text', 'printed_text', 'subject', 'claims_rows', 'claims_table',
-           'used_value', 'settings_rows', 'settings_table', 'claims_item', 'save', 'check_series', 'same_picture',
-           'same_drawing', 'check_figure', 'check_table', 'check_file', 'verify']
+           'CELLS', 'PRINTED_ON', 'MATHEMATICS', 'RULES', 'TABLES', 'scales_for', 'best_record', 'present_scale',
+           'untested', 'evidence', 'curve', 'place', 'measured', 'agreement', 'percent', 'other_network',
+           'rule_accuracy', 'paired_difference', 'difference', 'weak_baseline', 'rule_difference', 'comparisons',
+           'ordering', 'rule_order', 'rule_time', 'rule_ratio', 'pixel_record', 'pixel_rows', 'pixel_table',
+           'rule_pixels', 'rule_fill', 'gradient_record', 'gradient_rows', 'gradient_table', 'rule_smaller_gradients',
+           'stated', 'value_of', 'differentiable', 'hard_limit', 'other_ranges', 'increments', 'hoelder', 'derivative',
+           'nearly_zero', 'l1_norm', 'two_samples', 'path_integral', 'small_gradient', 'infinite_sharpness',
+           'binarization', 'sharp_areas', 'plain_bpda', 'clarity', 'estimate', 'two_sided', 'study_record', 'interval',
+           'rule_levels', 'rule_sharpness', 'rule_good_layer', 'rule_of', 'judge', 'as_text', 'printed_text', 'subject',
+           'claims_rows', 'claims_table', 'used_value', 'settings_rows', 'settings_table', 'claims_item', 'save',
+           'check_series', 'same_picture', 'same_drawing', 'check_figure', 'check_table', 'check_file', 'verify']
 
 # %% ../nbs/claims.ipynb #fd4b6f0c
 import base64
@@ -153,6 +153,18 @@ def percent(points, signed=False) -> str:
     return "; ".join(f"{number(p['value'])} {unit} ({number(p['low'])} to {number(p['high'])})" + (f" {p['name']}" if p["name"] else "") for p in points)
 
 
+PRINTED_ON = {"mnist": ("mnist_cnn", "mnist_cnn_pytorch"), "cifar10": ("cifar_wide",)}  # data set → the paper's network, by its names here
+
+def other_network(
+    record: dict,  # accuracy record
+    model: str,  # whose network
+) -> str:  # why a printed level says nothing about it; empty: it does
+    "Whether a model was trained on another network than the paper's."
+    network = record.get("training", {}).get(model, {}).get("spec", {}).get("network")
+    known = PRINTED_ON.get(record["data"]["name"])
+    return f"a level of accuracy belongs to its network: here {network}, in the paper {known[0]}" if network and known and network not in known else ""
+
+
 def rule_accuracy(
     claim: dict,  # of `records.paper`
     find,  # item → record or None
@@ -162,6 +174,8 @@ def rule_accuracy(
     points = measured(claim, record) if record else []
     if not points:
         return untested(why or "the record has no such curve or radius", record=record)
+    if other := other_network(record, claim["model"]):
+        return untested(other, percent(points), record)
     verdict, why = agreement(claim["value"] / 100, points)
     return {"verdict": verdict, "ours": percent(points), "why": why, "record": record}
 
@@ -220,7 +234,7 @@ def rule_difference(
     points = [p for loss in losses if record and (p := difference(record, *models, loss, claim["eps"], claim["metric"]))]
     if not points:
         return untested(why or "the record has no such curves or radius", record=record)
-    if weak := weak_baseline(record, claim["test"]["than"]):
+    if weak := other_network(record, claim["model"]) or weak_baseline(record, claim["test"]["than"]):
         return untested(weak, percent(points, signed=True), record)
     verdict, why = agreement(claim["value"] / 100, points)
     return {"verdict": verdict, "ours": percent(points, signed=True), "why": why, "record": record}
