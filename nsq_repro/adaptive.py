@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'PARTS', 'RADII', 'SUITE_RADII', 'PRESETS', 'label', 'applies', 'with_alpha', 'unbroken', 'cascade',
-           'left_of', 'joined', 'certified', 'protocol', 'attacks_from_above', 'hard_limit', 'small_run', 'arithmetic',
-           'sane', 'time_and_robustness', 'run', 'bracket_record', 'made', 'suite_record']
+           'left_of', 'joined', 'certified', 'protocol', 'attacks_from_above', 'kept', 'hard_limit', 'small_run',
+           'arithmetic', 'sane', 'time_and_robustness', 'run', 'bracket_record', 'made', 'suite_record']
 
 # %% ../nbs/adaptive.ipynb #0c5a7d33
 import math
@@ -149,7 +149,7 @@ def certified(
     refresh: bool = False,  # prove again
     chunk: int = 50,  # images between two savings
     **options,  # of `certify`: method, leaf
-) -> dict | None:  # record: outcomes radius by radius, what settled how many; None where F has layers without bounds
+) -> dict | None:  # record: proven and broken radius by radius, what settled how many; None where F has layers without bounds
     "Certify each image at each radius; saved as it goes."
     try: layers_of(getattr(model, "features", model))
     except ValueError: return None
@@ -160,19 +160,19 @@ def certified(
     x, y, candidates = data.floats(), data.y, np.ones(n, bool)
     for e in radii:
         i = np.flatnonzero(candidates & attacked[e])
-        cell = state.setdefault(f"{e:g}", {"at": 0, "proven": [], "how": {}, "boxes": 0, "seconds": 0.0})
+        cell = state.setdefault(f"{e:g}", {"at": 0, "proven": [], "broken": [], "how": {}, "boxes": 0, "seconds": 0.0})
         while cell["at"] < len(i):
             begun, part = time.perf_counter(), i[cell["at"]:cell["at"] + chunk]
             layered = hasattr(model, "quantize")  # without a layer every pixel is free, and cutting one of them changes nothing
             c = certify(model, x[part], y[part], e, boxes if layered else 0, batch=25 if layered else 2, **options)
             for how in c.method: cell["how"][how] = cell["how"].get(how, 0) + 1
-            cell.update(at=cell["at"] + len(part), proven=cell["proven"] + part[c.robust.numpy()].tolist(), boxes=cell["boxes"] + int(c.boxes.sum()), seconds=round(cell["seconds"] + time.perf_counter() - begun, 2))
+            cell.update(at=cell["at"] + len(part), proven=cell["proven"] + part[c.robust.numpy()].tolist(), broken=cell["broken"] + part[c.broken.numpy()].tolist(), boxes=cell["boxes"] + int(c.boxes.sum()), seconds=round(cell["seconds"] + time.perf_counter() - begun, 2))
             records.save_json(folder / "state.json", state)
         candidates = np.isin(np.arange(n), cell["proven"])
     if not (folder / "record.json").exists() or refresh:
-        left = {f"{e:g}": records.pack(np.isin(np.arange(n), state[f"{e:g}"]["proven"])) for e in radii}
+        left, broken = ({f"{e:g}": records.pack(np.isin(np.arange(n), state[f"{e:g}"][what])) for e in radii} for what in ("proven", "broken"))
         cells = {e: {k: c[k] for k in ("how", "boxes", "seconds")} | {"given": c["at"]} for e, c in state.items()}
-        records.save_json(folder / "record.json", {"kind": "certificates", "hash": records.spec_hash(content), "eps": list(radii), "n": n, "left": left, "cells": cells,
+        records.save_json(folder / "record.json", {"kind": "certificates", "hash": records.spec_hash(content), "eps": list(radii), "n": n, "left": left, "broken": broken, "cells": cells,
                                                    "boxes": boxes, "provenance": records.provenance()})
     return records.load_json(folder / "record.json")
 
@@ -255,6 +255,18 @@ def attacks_from_above(
         start = {e: v[:len(few)] for e, v in left_of(box[m]).items() if e in plan["suite_radii"]}
         suite[m] = cascade(nets, m, keys, few, plan["suite"], plan["suite_radii"], start, **how)
     return box, suite
+
+# %% ../nbs/adaptive.ipynb #8322b049
+def kept(
+    out: dict,  # of `run`: box, suite, certificates by model, and the plan
+    name: str,  # of a model
+    suite: bool = False,  # after the suite, on its images and radii, where it was run
+) -> dict:  # radius → (N,) bool: neither an attack nor the search for a proof broke the image, at this radius or a smaller one
+    "The upper side of the bracket."
+    ok = left_of((out["suite"] if suite and out["suite"] else out["box"])[name])
+    n, c = out["plan"]["n_suite" if suite else "n_test"], out["certificates"].get(name)
+    lost = {e: records.unpack(c["broken"][f"{e:g}"], c["n"]) for e in c["eps"]} if c else {}
+    return {e: v[:n] & ~np.any([np.zeros(n, bool), *(b[:n] for r, b in lost.items() if r <= e)], axis=0) for e, v in ok.items() if not suite or e in out["plan"]["suite_radii"]}
 
 # %% ../nbs/adaptive.ipynb #92f7e11f
 def hard_limit(
@@ -359,7 +371,7 @@ def run(
     if do("hard") and out["certificates"]: out["hard"] = hard_limit(p, plan, nets, keys, test, refresh)
     if do("arithmetic"): out["arithmetic"] = arithmetic(p, plan, nets, keys, test, refresh)
     if do("sanity"): out["sanity"] = sane(p, plan, nets, keys, test, refresh)
-    if do("time"): out["time"] = time_and_robustness(p, plan, fit, {m: left_of(suite[m]) if suite else {e: v[:plan["n_suite"]] for e, v in attacked[m].items() if e in plan["suite_radii"]} for m in nets}, refresh)
+    if do("time"): out["time"] = time_and_robustness(p, plan, fit, {m: kept(out, m, suite=True) for m in nets}, refresh)
     return out
 
 # %% ../nbs/adaptive.ipynb #72fe42cb
@@ -370,7 +382,7 @@ def bracket_record(
     p, plan, test, series = out["p"], out["plan"], out["test"].subset(out["plan"]["n_test"]), []
     for m, box in out["box"].items():
         n, labels = box["n"], dict(model=m, setting="union", loss="all")
-        clean, upper = records.unpack(box["clean"], n), left_of(box)
+        clean, upper = records.unpack(box["clean"], n), kept(out, m)
         lower = left_of(c) if (c := out["certificates"].get(m)) else {e: np.zeros(n, bool) for e in upper}
         two = bracket((0.0, *plan["radii"]), [clean, *upper.values()], [clean, *lower.values()], **labels)
         series += two if c else two[:1]

@@ -23,9 +23,9 @@ def _training(plain, pgd, fgsm_rs):
     return {**{m: plain for m in ("natural", "noisy", "sq", "nsq", "stability", "l1")}, "pgd": pgd, "fgsm_rs": fgsm_rs}
 
 PRESETS = {
-    "smoke": dict(COMMON, dataset="digits", models=ALL[:4], network="mnist_cnn_pytorch", n_test=100, eps=(0.0, 0.1, 0.2, 0.3), steps=15, step_size=0.05, training=_training(
+    "smoke": dict(COMMON, dataset="digits", models=ALL[:4], network="mnist_cnn_pytorch", n_test=100, eps=(0.0, 0.1, 0.2, 0.3), steps=12, step_size=0.05, training=_training(
         dict(iterations=150, batch_size=50, lr=1e-3),
-        dict(iterations=150, batch_size=50, lr=1e-3, steps=5, step_size=0.12, warmup=0.5),
+        dict(iterations=150, batch_size=50, lr=1e-3, steps=3, step_size=0.2, warmup=0.5),
         dict(iterations=150, batch_size=50, lr=1e-3, warmup=0.5))),
     "cpu": dict(COMMON, dataset="mnist", network="mnist_cnn_pytorch", n_test=1000, eps=RADII, steps=100, step_size=0.01, training=_training(
         dict(iterations=3000),

@@ -126,6 +126,19 @@ def test_certified_is_proven_and_goes_up(setting):
     assert record == adaptive.certified(nets["nsq"], keys["nsq"], data, RADII, attacked, boxes=30, chunk=7)
 
 
+def test_what_a_search_for_a_proof_breaks_counts_as_broken(setting):
+    nets, keys, data = setting
+    box = adaptive.cascade(nets, "nsq", keys, data, [], RADII, everything())  # no attack at all
+    proofs = adaptive.certified(nets["nsq"], keys["nsq"], data, RADII, adaptive.left_of(box), boxes=30)
+    out = {"box": {"nsq": box}, "suite": {}, "certificates": {"nsq": proofs}, "plan": {"n_test": N, "n_suite": 10, "suite_radii": RADII[1:]}}
+    upper, proven = adaptive.kept(out, "nsq"), adaptive.left_of(proofs)
+    assert not upper[RADII[-1]].all() and all((upper[e] | ~proven[e]).all() for e in RADII)
+    assert all((upper[small] | ~upper[large]).all() for small, large in zip(RADII, RADII[1:]))
+    few = adaptive.kept(out, "nsq", suite=True)
+    assert list(few) == list(RADII[1:]) and all((few[e] == upper[e][:10]).all() for e in few)
+    assert all(v.all() for v in adaptive.kept({**out, "certificates": {}}, "nsq").values())
+
+
 def test_networks_without_bounds_are_not_certified(setting):
     nets, keys, data = setting
     odd = SoftQuantNet(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Tanh(), torch.nn.Linear(16, 4)), SoftQuantize(1, 1000.0)).eval()
