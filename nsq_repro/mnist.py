@@ -68,7 +68,7 @@ def run(
     compared = [s for s in p.train if s.model in ("natural", "nsq", "pgd", "fgsm_rs")]
     if any(s.model == "nsq" for s in compared):
         compared += protocol(**{**parameters, "models": "stability"}).train
-    how = dict(rounds=3, iterations=2) if p.scale == "smoke" else dict(rounds=7, iterations=5)
+    how = dict(rounds=3, iterations=1) if p.scale == "smoke" else dict(rounds=7, iterations=5)
     timed = [replace(s, precision="fp32", **(dict(steps=40, step_size=0.01) if s.model == "pgd" else {})) for s in compared]
     cost = training_cost(timed, fit, p.device, refresh, **how)
     return p, nets, trained, evaluated, cost
