@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'PARTS', 'RADII', 'SUITE_RADII', 'PRESETS', 'label', 'applies', 'with_alpha', 'unbroken', 'cascade',
-           'left_of', 'joined', 'certified', 'protocol', 'attacks_from_above', 'kept', 'hard_limit', 'small_run',
-           'arithmetic', 'sane', 'time_and_robustness', 'run', 'bracket_record', 'made', 'suite_record']
+           'left_of', 'joined', 'certified', 'protocol', 'attacks_from_above', 'kept', 'small_run', 'decided',
+           'hard_limit', 'arithmetic', 'sane', 'time_and_robustness', 'run', 'made', 'bracket_record', 'suite_record']
 
 # %% ../nbs/adaptive.ipynb #0c5a7d33
 import math
@@ -31,7 +31,7 @@ def label(
     attack: dict,  # one attack
 ) -> str:  # for example 'zbox cw' or 'transfer from natural'
     "An attack in words."
-    words = {"backward": "{} backward", "source": "from {}", "restarts": "{} restarts", "steps": "{} steps", "alpha": "α {}", "n_queries": "{} queries"}
+    words = {"backward": "{} backward", "source": "from {}", "restarts": "{} restarts", "steps": "{} steps", "alpha": "α {}", "n_queries": "{} queries", "draws": "{} draws", "samples": "{} samples"}
     return " ".join([attack["attack"], *(words.get(k, "{}").format(v) for k, v in attack.items() if k not in ("attack", "n", "targets", "step_size"))])
 
 
@@ -156,25 +156,25 @@ def certified(
     n, content = len(data), {"model": key, "data": data.fingerprint, "radii": list(radii), "boxes": boxes, "attacked": {f"{r:g}": records.pack(attacked[r]) for r in radii}, **options}
     if hasattr(model, "quantize"): content["alpha"] = str(model.quantize.alpha)
     folder = records.run_dir(content, "certificates")
+    if (folder / "record.json").exists() and not refresh: return records.load_json(folder / "record.json")
     state = records.load_json(folder / "state.json") if (folder / "state.json").exists() and not refresh else {}
     x, y, candidates = data.floats(), data.y, np.ones(n, bool)
+    boxes, batch = (boxes, 25) if hasattr(model, "quantize") else (0, 2)  # without a layer every pixel is free, and cutting one of them changes nothing
     for e in radii:
         i = np.flatnonzero(candidates & attacked[e])
         cell = state.setdefault(f"{e:g}", {"at": 0, "proven": [], "broken": [], "how": {}, "boxes": 0, "seconds": 0.0})
         while cell["at"] < len(i):
             begun, part = time.perf_counter(), i[cell["at"]:cell["at"] + chunk]
-            layered = hasattr(model, "quantize")  # without a layer every pixel is free, and cutting one of them changes nothing
-            c = certify(model, x[part], y[part], e, boxes if layered else 0, batch=25 if layered else 2, **options)
+            c = certify(model, x[part], y[part], e, boxes, batch=batch, **options)
             for how in c.method: cell["how"][how] = cell["how"].get(how, 0) + 1
             cell.update(at=cell["at"] + len(part), proven=cell["proven"] + part[c.robust.numpy()].tolist(), broken=cell["broken"] + part[c.broken.numpy()].tolist(), boxes=cell["boxes"] + int(c.boxes.sum()), seconds=round(cell["seconds"] + time.perf_counter() - begun, 2))
             records.save_json(folder / "state.json", state)
         candidates = np.isin(np.arange(n), cell["proven"])
-    if not (folder / "record.json").exists() or refresh:
-        left, broken = ({f"{e:g}": records.pack(np.isin(np.arange(n), state[f"{e:g}"][what])) for e in radii} for what in ("proven", "broken"))
-        cells = {e: {k: c[k] for k in ("how", "boxes", "seconds")} | {"given": c["at"]} for e, c in state.items()}
-        records.save_json(folder / "record.json", {"kind": "certificates", "hash": records.spec_hash(content), "eps": list(radii), "n": n, "left": left, "broken": broken, "cells": cells,
-                                                   "boxes": boxes, "provenance": records.provenance()})
-    return records.load_json(folder / "record.json")
+    left, broken = ({f"{e:g}": records.pack(np.isin(np.arange(n), state[f"{e:g}"][what])) for e in radii} for what in ("proven", "broken"))
+    cells = {e: {k: c[k] for k in ("how", "boxes", "seconds")} | {"given": c["at"]} for e, c in state.items()}
+    record = {"kind": "certificates", "hash": records.spec_hash(content), "eps": list(radii), "n": n, "left": left, "broken": broken, "cells": cells, "boxes": boxes, "provenance": records.provenance()}
+    records.save_json(folder / "record.json", record)
+    return record
 
 # %% ../nbs/adaptive.ipynb #b993c8ae
 def _suite(steps, few, queries, restarts=(10, 50), light=None):
@@ -268,35 +268,6 @@ def kept(
     lost = {e: records.unpack(c["broken"][f"{e:g}"], c["n"]) for e in c["eps"]} if c else {}
     return {e: v[:n] & ~np.any([np.zeros(n, bool), *(b[:n] for r, b in lost.items() if r <= e)], axis=0) for e, v in ok.items() if not suite or e in out["plan"]["suite_radii"]}
 
-# %% ../nbs/adaptive.ipynb #92f7e11f
-def hard_limit(
-    p,  # `Protocol`
-    plan: dict,  # of `protocol`
-    nets: dict,  # networks by name
-    keys: dict,  # what names them
-    test,  # test `Dataset`
-    refresh: bool = False,  # again
-) -> list[dict]:  # rows: model, eps, n, pixels (mean free), few (images with at most `plan["limit"]`), decided (of these), robust, broken, open
-    "Decide the networks with hard quantization, radius by radius."
-    data, rows, limit = test.subset(plan["few"]), [], plan["limit"]
-    x, y = data.floats(), data.y
-    for m in (m for m in nets if hasattr(nets[m], "quantize")):
-        hard = with_alpha(nets[m], math.inf)
-        for e in plan["radii"][1:5]:
-            content = {"model": keys[m], "data": data.fingerprint, "eps": e, "limit": limit, **plan["proof"]}
-            path = records.run_dir(content, "hard") / "record.json"
-            if refresh or not path.exists():
-                box = hard.quantize.reachable_box(x, e)
-                free, begun = (box[1] > box[0]).flatten(1).sum(1), time.perf_counter()
-                few = free <= limit
-                robust, broken = torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.bool)
-                for part, how in ((few, dict(boxes=4 * 2**limit // 512, leaf=512, method="crown")), (~few, dict(plan["proof"], leaf=512))):
-                    if part.any(): c = certify(hard, x[part], y[part], e, **how); robust[part], broken[part] = c.robust, c.broken
-                records.save_json(path, {"model": m, "eps": e, "n": len(x), "limit": limit, "pixels": round(float(free.double().mean()), 2), "few": int(few.sum()), "decided": int((few & (robust | broken)).sum()),
-                                         "robust": int(robust.sum()), "broken": int(broken.sum()), "open": int((~robust & ~broken).sum()), "seconds": round(time.perf_counter() - begun, 1)})
-            rows.append(records.load_json(path))
-    return rows
-
 # %% ../nbs/adaptive.ipynb #9467776b
 def small_run(
     kind: str,  # of the run
@@ -312,6 +283,37 @@ def small_run(
         records.save_json(path, {"result": compute(*args, **kwargs), "seconds": round(time.perf_counter() - begun, 2), "provenance": records.provenance()})
     return records.load_json(path)["result"]
 
+# %% ../nbs/adaptive.ipynb #28a9ccf7
+def decided(
+    hard,  # a `SoftQuantNet` with α = ∞
+    x: Tensor, y: Tensor,  # images and labels
+    eps: float,  # l∞ radius
+    limit: int,  # images with at most so many free pixels are decided
+    proof: dict,  # options of `certify` for the others
+) -> dict:  # counts: few (images with at most `limit`), decided (of these), robust, broken, open; pixels: mean number of free ones
+    "Decide a network with hard quantization, as far as it goes."
+    lo, hi = hard.quantize.reachable_box(x, eps)
+    free = (hi > lo).flatten(1).sum(1)
+    few, robust, broken = free <= limit, torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.bool)
+    for part, how in ((few, dict(boxes=4 * 2**limit // 512, method="crown")), (~few, proof)):
+        if part.any():
+            c = certify(hard, x[part], y[part], eps, leaf=512, **how)
+            robust[part], broken[part] = c.robust, c.broken
+    counts = {"few": few, "decided": few & (robust | broken), "robust": robust, "broken": broken, "open": ~robust & ~broken}
+    return {"n": len(x), "limit": limit, "pixels": round(float(free.double().mean()), 2), **{k: int(v.sum()) for k, v in counts.items()}}
+
+
+def hard_limit(p, plan, nets, keys, test, refresh=False) -> list[dict]:
+    "`decided` for every network with a layer, behind α = ∞, radius by radius."
+    data, limit, proof = test.subset(plan["few"]), plan["limit"], plan["proof"]
+    x, y, rows = data.floats(), data.y, []
+    for m in (m for m in nets if hasattr(nets[m], "quantize")):
+        for e in plan["radii"][1:5]:
+            content = {"model": keys[m], "data": data.fingerprint, "eps": e, "limit": limit, **proof}
+            rows.append({"model": m, "eps": e, **small_run("hard", content, refresh, decided, with_alpha(nets[m], math.inf), x, y, e, limit, proof)})
+    return rows
+
+# %% ../nbs/adaptive.ipynb #72088fcb
 def arithmetic(p, plan, nets, keys, test, refresh=False) -> dict:
     "Shares of zero gradients for every model and ε, and PGD with four gradients for NSQ and SQ."
     data, how = test.subset(plan["few"]), dict(steps=plan["steps"], step_size=p.attacks[0].step_size)
@@ -374,29 +376,32 @@ def run(
     if do("time"): out["time"] = time_and_robustness(p, plan, fit, {m: kept(out, m, suite=True) for m in nets}, refresh)
     return out
 
-# %% ../nbs/adaptive.ipynb #72fe42cb
+# %% ../nbs/adaptive.ipynb #c13724bd
+def made(
+    out: dict,  # of `run`
+    n: int,  # images it is about
+) -> dict:  # scale, seed, data, provenance, unit of ε
+    "What every record of this page says of itself."
+    last = max((b["provenance"] for b in (out["suite"] or out["box"]).values()), key=lambda v: v["finished"])
+    return {"scale": out["p"].scale, "seed": out["p"].seed, "data": out["test"].subset(n).describe(), "provenance": last, "eps_unit": 255 if out["plan"]["experiment"] == "cifar" else 1}
+
+
 def bracket_record(
     out: dict,  # of `run`
 ) -> dict:  # series 'attacked' and 'certified' of each model, and what each attack was given and broke
     "What the bracket is drawn from."
-    p, plan, test, series = out["p"], out["plan"], out["test"].subset(out["plan"]["n_test"]), []
+    plan, series = out["plan"], []
     for m, box in out["box"].items():
         n, labels = box["n"], dict(model=m, setting="union", loss="all")
         clean, upper = records.unpack(box["clean"], n), kept(out, m)
         lower = left_of(c) if (c := out["certificates"].get(m)) else {e: np.zeros(n, bool) for e in upper}
         two = bracket((0.0, *plan["radii"]), [clean, *upper.values()], [clean, *lower.values()], **labels)
         series += two if c else two[:1]
-    last = max((b["provenance"] for b in out["box"].values()), key=lambda v: v["finished"])
-    return {"scale": p.scale, "seed": p.seed, "data": test.describe(), "provenance": last, "series": series, "attacks": [{"model": m, **r} for m, b in out["box"].items() for r in b["rows"]],
-            "eps_unit": 255 if plan["experiment"] == "cifar" else 1, "proofs": {m: {"boxes": c["boxes"], **c["cells"]} for m, c in out["certificates"].items()},
+    return {**made(out, plan["n_test"]), "series": series, "attacks": [{"model": m, **r} for m, b in out["box"].items() for r in b["rows"]],
+            "proofs": {m: {"boxes": c["boxes"], **c["cells"]} for m, c in out["certificates"].items()},
             "training": {r["spec"]["model"]: {k: r[k] for k in ("hash", "spec", "seconds")} for r in out["trained"]}}
 
-# %% ../nbs/adaptive.ipynb #f22b3417
-def made(out, n) -> dict:
-    "What every record of this page says of itself."
-    last = max((b["provenance"] for b in (out["suite"] or out["box"]).values()), key=lambda v: v["finished"])
-    return {"scale": out["p"].scale, "seed": out["p"].seed, "data": out["test"].subset(n).describe(), "provenance": last, "eps_unit": 255 if out["plan"]["experiment"] == "cifar" else 1}
-
+# %% ../nbs/adaptive.ipynb #cedf5426
 def suite_record(
     out: dict,  # of `run`
 ) -> dict:  # rows: model, eps, attack, given, broken; the attacks of the experiment's page first
@@ -404,8 +409,8 @@ def suite_record(
     n, rows = out["plan"]["n_suite"], []
     for m, suite in out["suite"].items():
         box, clean = out["box"][m], records.unpack(out["box"][m]["clean"], out["box"][m]["n"])[:n]
-        start, after, end = ({e: records.unpack(r[f"{e:g}"], box["n"])[:n] for e in suite["eps"]} for r in (box["start"], box["left"])), None, left_of(suite)
-        start, after = start
+        start, after = ({e: records.unpack(box[k][f"{e:g}"], box["n"])[:n] for e in suite["eps"]} for k in ("start", "left"))
+        end = left_of(suite)
         for e in suite["eps"]:
             rows += [{"model": m, "eps": e, "attack": a, "given": int(b.sum()), "broken": int((b & ~c).sum())} for a, b, c in (("PGD and BPDA", clean, start[e]), ("box attack", start[e], after[e]))]
             rows += [{"model": m, **{k: r[k] for k in ("eps", "attack", "given", "broken")}} for r in suite["rows"] if r["eps"] == e]
