@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'PARTS', 'RADII', 'SUITE_RADII', 'PRESETS', 'label', 'applies', 'with_alpha', 'crafted', 'unbroken',
-           'cascade', 'left_of', 'joined', 'certified', 'protocol', 'attacks_from_above', 'kept', 'small_run',
-           'decided', 'hard_limit', 'arithmetic', 'sane', 'time_and_robustness', 'run', 'made', 'bracket_record',
-           'suite_record']
+           'cascade', 'left_of', 'joined', 'certified', 'proofs_from_below', 'protocol', 'attacks_from_above', 'kept',
+           'small_run', 'decided', 'hard_limit', 'arithmetic', 'sane', 'time_and_robustness', 'run', 'made',
+           'bracket_record', 'suite_record']
 
 # %% ../nbs/adaptive.ipynb #0c5a7d33
 import math
@@ -178,7 +178,7 @@ def certified(
     data,  # `Dataset`: the images
     radii: tuple,  # l∞ radii, increasing
     attacked: dict,  # radius → (N,) bool: not broken
-    boxes: int = 50,  # boxes examined for each image
+    boxes: int | tuple = 50,  # boxes examined for each image, or one number for each radius; a network without a layer gets none, only the first bound
     refresh: bool = False,  # prove again
     chunk: int = 50,  # images between two savings
     **options,  # of `certify`: method, leaf
@@ -186,19 +186,19 @@ def certified(
     "Certify each image at each radius; saved as it goes."
     try: layers_of(getattr(model, "features", model))
     except ValueError: return None
-    n, content = len(data), {"model": key, "data": data.fingerprint, "radii": list(radii), "boxes": boxes, "attacked": {f"{r:g}": records.pack(attacked[r]) for r in radii}, **options}
+    n, content = len(data), {"model": key, "data": data.fingerprint, "radii": list(radii), "boxes": boxes if isinstance(boxes, int) else list(boxes), "attacked": {f"{r:g}": records.pack(attacked[r]) for r in radii}, **options}
     if hasattr(model, "quantize"): content["alpha"] = str(model.quantize.alpha)
     folder = records.run_dir(content, "certificates")
     if (folder / "record.json").exists() and not refresh: return records.load_json(folder / "record.json")
     state = records.load_json(folder / "state.json") if (folder / "state.json").exists() and not refresh else {}
     x, y, candidates = data.floats(), data.y, np.ones(n, bool)
-    boxes, batch = (boxes, 25) if hasattr(model, "quantize") else (0, 2)  # without a layer every pixel is free, and cutting one of them changes nothing
-    for e in radii:
+    boxes, batch = (boxes, 25) if hasattr(model, "quantize") else (0, 1)  # without a layer every pixel is free, and cutting one of them changes nothing
+    for k, e in enumerate(radii):
         i = np.flatnonzero(candidates & attacked[e])
         cell = state.setdefault(f"{e:g}", {"at": 0, "proven": [], "broken": [], "how": {}, "boxes": 0, "seconds": 0.0})
         while cell["at"] < len(i):
             begun, part = time.perf_counter(), i[cell["at"]:cell["at"] + chunk]
-            c = certify(model, x[part], y[part], e, boxes, batch=batch, **options)
+            c = certify(model, x[part], y[part], e, boxes[k] if isinstance(boxes, tuple) else boxes, batch=batch, **options)
             for how in c.method: cell["how"][how] = cell["how"].get(how, 0) + 1
             cell.update(at=cell["at"] + len(part), proven=cell["proven"] + part[c.robust.numpy()].tolist(), broken=cell["broken"] + part[c.broken.numpy()].tolist(), boxes=cell["boxes"] + int(c.boxes.sum()), seconds=round(cell["seconds"] + time.perf_counter() - begun, 2))
             records.save_json(folder / "state.json", state)
@@ -208,6 +208,22 @@ def certified(
     record = {"kind": "certificates", "hash": records.spec_hash(content), "eps": list(radii), "n": n, "left": left, "broken": broken, "cells": cells, "boxes": boxes, "provenance": records.provenance()}
     records.save_json(folder / "record.json", record)
     return record
+
+# %% ../nbs/adaptive.ipynb #0da1e7c1
+def proofs_from_below(
+    plan: dict,  # of `protocol`
+    nets: dict,  # networks by name
+    keys: dict,  # what names them
+    attacked: dict,  # model → radius → (N,) bool: not broken
+    test,  # test `Dataset`
+    refresh: bool = False,  # prove again
+) -> dict:  # records of `certified` by model; none for networks without bounds
+    "Certificates of all networks."
+    done = {}
+    for m in nets:
+        data = test.subset(plan["n_test"] if hasattr(nets[m], "quantize") else min(plan["n_plain"], plan["n_test"]))
+        done[m] = certified(nets[m], keys[m], data, plan["radii"], {e: v[:len(data)] for e, v in attacked[m].items()}, plan["boxes"], refresh, **plan["proof"])
+    return {m: c for m, c in done.items() if c}
 
 # %% ../nbs/adaptive.ipynb #b993c8ae
 def _suite(steps, few, queries, restarts=(10, 50), light=None):
@@ -228,10 +244,10 @@ PARTS = ("box", "suite", "certificates", "hard", "arithmetic", "sanity", "time")
 RADII = {"mnist": (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), "cifar": tuple(e / 255 for e in (1, 2, 4, 6, 8))}
 SUITE_RADII = {"mnist": (0.1, 0.2, 0.3), "cifar": (2 / 255, 4 / 255, 8 / 255)}
 PRESETS = {
-    "smoke": dict(models=("nsq", "pgd"), radii={"mnist": (0.02, 0.1, 0.3), "cifar": (2 / 255, 8 / 255)}, n_test=20, n_suite=8, box=_box(8), proof=dict(method="crown", boxes=3), limit=8, few=8, steps=5, precision="fp32",
+    "smoke": dict(models=("nsq", "pgd"), radii={"mnist": (0.02, 0.1, 0.3), "cifar": (2 / 255, 8 / 255)}, n_test=20, n_suite=8, box=_box(8), proof=dict(method="crown"), boxes=3, n_plain=4, limit=8, few=8, steps=5, precision="fp32",
                   suite=_suite(4, 3, 20, (2, 3), {"spsa": {"steps": 2, "samples": 8}, "hopskipjump": {"steps": 1}, "eot": {"steps": 4, "draws": 2}, "annealed": {"steps": 4}})),
-    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full", boxes=10), limit=16, few=200, steps=100, precision="bf16"),
-    "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full", boxes=100), limit=16, few=1000, steps=100, precision="fp32"),
+    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full"), boxes=(8, 8, 8, 1, 1, 1, 1, 1), n_plain=100, limit=16, few=200, steps=100, precision="bf16"),
+    "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full"), boxes=100, n_plain=1000, limit=16, few=1000, steps=100, precision="fp32"),
 }
 
 # %% ../nbs/adaptive.ipynb #9e37e586
@@ -298,8 +314,8 @@ def kept(
     "The upper side of the bracket."
     ok = left_of((out["suite"] if suite and out["suite"] else out["box"])[name])
     n, c = out["plan"]["n_suite" if suite else "n_test"], out["certificates"].get(name)
-    lost = {e: records.unpack(c["broken"][f"{e:g}"], c["n"]) for e in c["eps"]} if c else {}
-    return {e: v[:n] & ~np.any([np.zeros(n, bool), *(b[:n] for r, b in lost.items() if r <= e)], axis=0) for e, v in ok.items() if not suite or e in out["plan"]["suite_radii"]}
+    lost = {e: np.isin(np.arange(n), np.flatnonzero(records.unpack(c["broken"][f"{e:g}"], c["n"]))) for e in c["eps"]} if c else {}
+    return {e: v[:n] & ~np.any([np.zeros(n, bool), *(b for r, b in lost.items() if r <= e)], axis=0) for e, v in ok.items() if not suite or e in out["plan"]["suite_radii"]}
 
 # %% ../nbs/adaptive.ipynb #9467776b
 def small_run(
@@ -328,7 +344,7 @@ def decided(
     lo, hi = hard.quantize.reachable_box(x, eps)
     free = (hi > lo).flatten(1).sum(1)
     few, robust, broken = free <= limit, torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.bool)
-    for part, how in ((few, dict(boxes=4 * 2**limit // 512, method="crown")), (~few, proof)):
+    for part, how in ((few, dict(boxes=4 * 2**limit // 512, method="crown")), (~few, dict(boxes=1, **proof))):
         if part.any():
             c = certify(hard, x[part], y[part], eps, leaf=512, **how)
             robust[part], broken[part] = c.robust, c.broken
@@ -401,8 +417,7 @@ def run(
     box, suite = attacks_from_above(p, plan, nets, keys, evaluated, test, refresh)
     attacked = {m: left_of(box[m]) for m in nets}
     out = {"p": p, "plan": plan, "test": test, "trained": trained, "box": box, "suite": suite, "certificates": {}}
-    if do("certificates"):
-        out["certificates"] = {m: c for m in nets if (c := certified(nets[m], keys[m], test.subset(plan["n_test"]), plan["radii"], attacked[m], refresh=refresh, **plan["proof"]))}
+    if do("certificates"): out["certificates"] = proofs_from_below(plan, nets, keys, attacked, test, refresh)
     if do("hard") and out["certificates"]: out["hard"] = hard_limit(p, plan, nets, keys, test, refresh)
     if do("arithmetic"): out["arithmetic"] = arithmetic(p, plan, nets, keys, test, refresh)
     if do("sanity"): out["sanity"] = sane(p, plan, nets, keys, test, refresh)
@@ -427,9 +442,11 @@ def bracket_record(
     for m, box in out["box"].items():
         n, labels = box["n"], dict(model=m, setting="union", loss="all")
         clean, upper = records.unpack(box["clean"], n), kept(out, m)
-        lower = left_of(c) if (c := out["certificates"].get(m)) else {e: np.zeros(n, bool) for e in upper}
-        two = bracket((0.0, *plan["radii"]), [clean, *upper.values()], [clean, *lower.values()], **labels)
-        series += two if c else two[:1]
+        sides = [[clean, *upper.values()]] * 2  # nothing certified: what is not broken is drawn alone
+        series += bracket((0.0, *plan["radii"]), *sides, **labels)[:1]
+        if c := out["certificates"].get(m):
+            sides = [[v[:c["n"]] for v in (clean, *of.values())] for of in (upper, left_of(c))]
+            series += bracket((0.0, *plan["radii"]), *sides, **labels)[1:]
     return {**made(out, plan["n_test"]), "series": series, "attacks": [{"model": m, **r} for m, b in out["box"].items() for r in b["rows"]],
             "proofs": {m: {"boxes": c["boxes"], **c["cells"]} for m, c in out["certificates"].items()},
             "training": {r["spec"]["model"]: {k: r[k] for k in ("hash", "spec", "seconds")} for r in out["trained"]}}

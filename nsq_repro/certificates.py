@@ -85,7 +85,7 @@ class Zonotope(NamedTuple):
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         "Lowest and highest value of each unit, (N, …)"
-        r = self.r.index_add(0, self.own, self.G.abs())
+        r = self.r + self.G.abs().sum(0) if len(self.c) == 1 else self.r.index_add(0, self.own, self.G.abs())
         below, above = _hull(self.V, self.sizes)
         return self.c - r + below, self.c + r + above
 

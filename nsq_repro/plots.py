@@ -731,13 +731,13 @@ def fig_bracket(
 # %% ../nbs/plots.ipynb #aaa606fb
 def bracket_rows(
     record: dict,  # that of `fig_bracket`
-) -> list[dict]:  # model, eps, attacked and certified (%) with the ends of their intervals, n
+) -> list[dict]:  # model, eps, attacked and certified (%) with the ends of their intervals, n of each
     "The bracket as numbers."
     found, rows = {(s["model"], s["accounting"]): s for s in record["series"]}, []
     for m in look([m for m, _ in found]):
         top, low = found[m, "attacked"], found.get((m, "certified"))
         for i, e in enumerate(top["eps"]):
-            rows.append({"model": m, "eps": e, "n": top["n"], **{f"{a}{end}": round(100 * s[k][i], 2) if s else None for a, s in (("attacked", top), ("certified", low)) for end, k in (("", "accuracy"), ("_low", "low"), ("_high", "high"))}})
+            rows.append({"model": m, "eps": e, "n": top["n"], "n_certified": low["n"] if low else 0, **{f"{a}{end}": round(100 * s[k][i], 2) if s else None for a, s in (("attacked", top), ("certified", low)) for end, k in (("", "accuracy"), ("_low", "low"), ("_high", "high"))}})
     return rows
 
 def bracket_table(
@@ -746,10 +746,10 @@ def bracket_table(
     "Certified to attacked accuracy (%) of each model at each ε."
     unit, cells = record["eps_unit"], {}
     for r in bracket_rows(record):
-        row = cells.setdefault(r["model"], {"model": LABELS.get(r["model"], r["model"])})
+        row = cells.setdefault(r["model"], {"model": LABELS.get(r["model"], r["model"]), "n_certified": f"{r['n_certified']:,}" if r["n_certified"] else None})
         row[_scaled(r["eps"], unit)] = f"≤ {r['attacked']:.1f}" if r["certified"] is None else f"{r['certified']:.1f}–{r['attacked']:.1f}"
-    columns = {"model": "model", **{k: f"ε = {k}" for k in next(iter(cells.values())) if k != "model"}}
-    return f"{table_markdown(list(cells.values()), columns)}\n\nRobust accuracy in %, from proven to not broken; the intervals are in the csv file. {caption(record)}"
+    columns = {"model": "model", **{k: f"ε = {k}" for k in next(iter(cells.values())) if k not in ("model", "n_certified")}, "n_certified": "proofs tried on"}
+    return f"{table_markdown(list(cells.values()), columns)}\n\nRobust accuracy in %, from proven to not broken (each a share of its own images: the first ones); the intervals are in the csv file. {caption(record)}"
 
 # %% ../nbs/plots.ipynb #92c04703
 def suite_table(
@@ -817,6 +817,8 @@ def fig_time(
             bars = [[a - 100 * r["low"] for a, r in zip(v, rows)], [100 * r["high"] - a for a, r in zip(v, rows)]]
             ax.errorbar(t, v, yerr=bars, xerr=[[a - r["fastest"] for a, r in zip(t, rows)], [r["slowest"] - a for a, r in zip(t, rows)]], color=k["color"], marker=k["marker"], lw=.9, capsize=2, clip_on=False)
         ax.set(title=f"$\\varepsilon$ = {_scaled(e, record['eps_unit'])}", xscale="log", ylim=(0, 100), xlabel="training time (s)")
+        ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda t, _: f"{t:,g}"))
+        ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     axes[0, 0].set_ylabel("accuracy (%), worst case")
     fig.legend(handles=[Line2D([], [], color=k["color"], marker=k["marker"], ls="none", label=k["label"]) for k in looks.values()], loc="outside upper center", ncols=len(looks), borderaxespad=.2)
     _footnote(fig, f"{caption(record)} Union of all attacks, image by image; bars: 95 % Wilson intervals, and the range of the timing's turns.")
