@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODELS', 'PARTS', 'RADII', 'SUITE_RADII', 'PRESETS', 'label', 'applies', 'with_alpha', 'crafted', 'unbroken',
            'cascade', 'left_of', 'joined', 'certified', 'proofs_from_below', 'protocol', 'attacks_from_above', 'kept',
-           'small_run', 'decided', 'hard_limit', 'arithmetic', 'sane', 'time_and_robustness', 'run', 'made',
+           'small_run', 'decided', 'hard_limit', 'arithmetic', 'sane', 'briefly', 'time_and_robustness', 'run', 'made',
            'bracket_record', 'suite_record']
 
 # %% ../nbs/adaptive.ipynb #0c5a7d33
@@ -25,7 +25,7 @@ from .evaluation import run_protocol, wilson
 from .exact import bracket, flip_search, gradient_table, judged, sanity_record, standard_attack, zbox, zero_gradient_share
 from .networks import SoftQuantNet
 from .quantization import SoftQuantize
-from .training import train_key, training_cost
+from .training import train, train_key, training_cost
 
 # %% ../nbs/adaptive.ipynb #c948a399
 def label(
@@ -244,10 +244,10 @@ PARTS = ("box", "suite", "certificates", "hard", "arithmetic", "sanity", "time")
 RADII = {"mnist": (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), "cifar": tuple(e / 255 for e in (1, 2, 4, 6, 8))}
 SUITE_RADII = {"mnist": (0.1, 0.2, 0.3), "cifar": (2 / 255, 4 / 255, 8 / 255)}
 PRESETS = {
-    "smoke": dict(models=("nsq", "pgd"), radii={"mnist": (0.02, 0.1, 0.3), "cifar": (2 / 255, 8 / 255)}, n_test=20, n_suite=8, box=_box(8), proof=dict(method="crown"), boxes=3, n_plain=4, limit=8, few=8, steps=5, precision="fp32",
+    "smoke": dict(models=("nsq", "pgd"), radii={"mnist": (0.02, 0.1, 0.3), "cifar": (2 / 255, 8 / 255)}, n_test=20, n_suite=8, box=_box(8), proof=dict(method="crown"), boxes=3, n_plain=4, budgets=(0.5,), limit=8, few=8, steps=5, precision="fp32",
                   suite=_suite(4, 3, 20, (2, 3), {"spsa": {"steps": 2, "samples": 8}, "hopskipjump": {"steps": 1}, "eot": {"steps": 4, "draws": 2}, "annealed": {"steps": 4}})),
-    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full"), boxes=(8, 8, 8, 1, 1, 1, 1, 1), n_plain=100, limit=16, few=200, steps=100, precision="bf16"),
-    "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full"), boxes=100, n_plain=1000, limit=16, few=1000, steps=100, precision="fp32"),
+    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full"), boxes=(8, 8, 8, 1, 1, 1, 1, 1), n_plain=100, budgets=(0.25, 0.5), limit=16, few=200, steps=100, precision="bf16"),
+    "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full"), boxes=100, n_plain=1000, budgets=(0.25, 0.5), limit=16, few=1000, steps=100, precision="fp32"),
 }
 
 # %% ../nbs/adaptive.ipynb #9e37e586
@@ -383,19 +383,30 @@ def sane(p, plan, nets, keys, test, refresh=False) -> list[dict]:
     return [small_run("sanity", {"model": keys[m], "data": data.fingerprint, "eps": e, "steps": steps}, refresh, sanity_record, nets[m], x, y, e, steps, seed=p.seed, name=m) for m in nets]
 
 
+def briefly(p, plan, fit, test, refresh=False) -> list[tuple]:
+    "NSQ and FGSM-RS with a part of their iterations: (recipe, radius → not broken by the box attack)."
+    data, found = test.subset(plan["n_suite"]), []
+    x, y, how = data.floats(device=p.device), data.y.to(p.device), dict(seed=p.seed, device=p.device, precision=plan["precision"], refresh=refresh)
+    for t, share in [(t, share) for t in p.train if t.model in ("nsq", "fgsm_rs") for share in plan["budgets"]]:
+        short = replace(t, iterations=max(1, round(share * t.iterations)))
+        net = train(short, fit, p.device, refresh)[0]
+        clean = judged(net, x, x, y, 0.0).correct.cpu().numpy()
+        found.append((short, left_of(cascade({t.model: net}, t.model, {t.model: train_key(short, fit.fingerprint)}, data, plan["box"], plan["suite_radii"], {e: clean for e in plan["suite_radii"]}, **how))))
+    return found
+
+
 def time_and_robustness(
     p,  # `Protocol`
-    plan: dict,  # of `protocol`
+    attacked: list,  # (recipe, radius → (N,) bool: not broken by anything)
     fit,  # training `Dataset`
-    attacked: dict,  # model → radius → (N,) bool: not broken by anything
     refresh: bool = False,  # measure again
-) -> list[dict]:  # rows: model, eps, seconds (low and high of the turns), correct, n, accuracy, low, high
+) -> list[dict]:  # rows: model, eps, iterations, seconds (median, fastest and slowest of the turns), correct, n, accuracy, low, high
     "Worst-case accuracy beside the time the training takes on this device: seconds per iteration, all models measured in turns, times iterations."
     how = dict(rounds=3, iterations=2) if p.scale == "smoke" else dict(rounds=7, iterations=3)
     cost, rows = training_cost(p.train, fit, p.device, refresh, **how), []
-    for t in p.train:
+    for t, left in attacked:
         turns = [s * t.iterations for s in cost["seconds_per_iteration"][t.model]]
-        for e, ok in attacked[t.model].items():
+        for e, ok in left.items():
             low, high = wilson(k := int(ok.sum()), len(ok))
             rows.append({"model": t.model, "eps": e, "iterations": t.iterations, "seconds": round(float(np.median(turns)), 2), "fastest": round(min(turns), 2), "slowest": round(max(turns), 2),
                          "correct": k, "n": len(ok), "accuracy": k / len(ok), "low": low, "high": high})
@@ -421,7 +432,7 @@ def run(
     if do("hard") and out["certificates"]: out["hard"] = hard_limit(p, plan, nets, keys, test, refresh)
     if do("arithmetic"): out["arithmetic"] = arithmetic(p, plan, nets, keys, test, refresh)
     if do("sanity"): out["sanity"] = sane(p, plan, nets, keys, test, refresh)
-    if do("time"): out["time"] = time_and_robustness(p, plan, fit, {m: kept(out, m, suite=True) for m in nets}, refresh)
+    if do("time"): out["time"] = time_and_robustness(p, [*((t, kept(out, t.model, suite=True)) for t in p.train), *briefly(p, plan, fit, test, refresh)], fit, refresh)
     return out
 
 # %% ../nbs/adaptive.ipynb #c13724bd
