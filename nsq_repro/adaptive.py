@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'PARTS', 'RADII', 'SUITE_RADII', 'PRESETS', 'label', 'applies', 'with_alpha', 'crafted', 'unbroken',
            'cascade', 'left_of', 'joined', 'certified', 'proofs_from_below', 'protocol', 'attacks_from_above', 'kept',
            'small_run', 'decided', 'hard_limit', 'arithmetic', 'sane', 'briefly', 'time_and_robustness', 'run', 'made',
-           'bracket_record', 'suite_record']
+           'free_pixels', 'bracket_record', 'suite_record']
 
 # %% ../nbs/adaptive.ipynb #0c5a7d33
 import math
@@ -428,6 +428,8 @@ def run(
     box, suite = attacks_from_above(p, plan, nets, keys, evaluated, test, refresh)
     attacked = {m: left_of(box[m]) for m in nets}
     out = {"p": p, "plan": plan, "test": test, "trained": trained, "box": box, "suite": suite, "certificates": {}}
+    layer = next((net.quantize for net in nets.values() if hasattr(net, "quantize")), None)
+    out["free"] = free_pixels(layer, test.subset(plan["n_test"]).floats(device=p.device), plan["radii"]) if layer else []
     if do("certificates"): out["certificates"] = proofs_from_below(plan, nets, keys, attacked, test, refresh)
     if do("hard") and out["certificates"]: out["hard"] = hard_limit(p, plan, nets, keys, test, refresh)
     if do("arithmetic"): out["arithmetic"] = arithmetic(p, plan, nets, keys, test, refresh)
@@ -445,6 +447,20 @@ def made(
     return {"scale": out["p"].scale, "seed": out["p"].seed, "data": out["test"].subset(n).describe(), "provenance": last, "eps_unit": 255 if out["plan"]["experiment"] == "cifar" else 1}
 
 
+def free_pixels(
+    S,  # quantization layer
+    x: Tensor,  # (N, C, H, W) images in [0, 1]
+    radii: tuple,  # l∞ radii
+) -> list[dict]:  # rows: eps, values of an image; how many can move and how many can cross a threshold (means); few: share of images where at most ten can
+    "What the ball looks like behind the layer."
+    rows = []
+    for e in radii:
+        lo, hi = S.reachable_box(x, e)
+        free, crossing = ((hi - lo > least).flatten(1).sum(1).double() for least in (0, 0.5 / S.K))
+        rows.append({"eps": e, "values": x[0].numel(), "free": round(float(free.mean()), 3), "crossing": round(float(crossing.mean()), 3), "few": round(float((crossing <= 10).double().mean()), 4)})
+    return rows
+
+
 def bracket_record(
     out: dict,  # of `run`
 ) -> dict:  # series 'attacked' and 'certified' of each model, and what each attack was given and broke
@@ -459,7 +475,7 @@ def bracket_record(
             sides = [[v[:c["n"]] for v in (clean, *of.values())] for of in (upper, left_of(c))]
             series += bracket((0.0, *plan["radii"]), *sides, **labels)[1:]
     return {**made(out, plan["n_test"]), "series": series, "attacks": [{"model": m, **r} for m, b in out["box"].items() for r in b["rows"]],
-            "proofs": {m: {"boxes": c["boxes"], **c["cells"]} for m, c in out["certificates"].items()},
+            "free": out["free"], "proofs": {m: {"boxes": c["boxes"], **c["cells"]} for m, c in out["certificates"].items()},
             "training": {r["spec"]["model"]: {k: r[k] for k in ("hash", "spec", "seconds")} for r in out["trained"]}}
 
 # %% ../nbs/adaptive.ipynb #cedf5426

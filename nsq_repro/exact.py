@@ -165,11 +165,12 @@ class Box(NamedTuple):
     def image(self, z):
         "The image in the ball whose S(x) is nearest to z."
         if not hasattr(self.S, "inverse"): return z
+        m = self.free
+        z, a, b = z[m], self.x_lo[m], self.x_hi[m]
         x = self.S.inverse(z)
-        near = torch.stack([x, x.nextafter(self.x_lo), x.nextafter(self.x_hi)]).clamp(self.x_lo, self.x_hi)
+        near = torch.stack([x, x.nextafter(a), x.nextafter(b)]).clamp(a, b)
         x = near.gather(0, (self.S(near) - z).abs().argmin(0, keepdim=True))[0]
-        x = torch.where(z <= self.z_lo, self.x_lo, torch.where(z >= self.z_hi, self.x_hi, x))
-        return torch.where(self.free, x, self.x)
+        return self.x.masked_scatter(m, torch.where(z <= self.z_lo[m], a, torch.where(z >= self.z_hi[m], b, x)))
 
 # %% ../nbs/exact.ipynb #d384bb41
 @torch.no_grad()

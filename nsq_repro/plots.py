@@ -10,7 +10,7 @@ __all__ = ['MODELS', 'LABELS', 'COLORS', 'MARKERS', 'SETTING_LABELS', 'LOSS_LABE
            'fig_quantized_images', 'accuracy_rows', 'table_markdown', 'accuracy_table', 'cost_rows', 'cost_table',
            'two_way', 'effect_sizes', 'resampled', 'grid_cells', 'grid_accuracies', 'effects_rows', 'compared',
            'effects_sentence', 'effects_table', 'fig_effects', 'fig_bracket', 'bracket_rows', 'bracket_table',
-           'suite_table', 'arithmetic_rows', 'arithmetic_table', 'sanity_table', 'hard_table', 'fig_time',
+           'free_table', 'suite_table', 'arithmetic_rows', 'arithmetic_table', 'sanity_table', 'hard_table', 'fig_time',
            'time_sentence', 'images_to_text', 'images_from_text', 'printed_numbers', 'draw', 'draw_table', 'Results']
 
 # %% ../nbs/plots.ipynb #9188ed10
@@ -751,6 +751,16 @@ def bracket_table(
     columns = {"model": "model", **{k: f"ε = {k}" for k in next(iter(cells.values())) if k not in ("model", "n_certified")}, "n_certified": "proofs tried on"}
     return f"{table_markdown(list(cells.values()), columns)}\n\nRobust accuracy in %, from proven to not broken (each a share of its own images: the first ones); the intervals are in the csv file. {caption(record)}"
 
+# %% ../nbs/plots.ipynb #92f21572
+def free_table(
+    record: dict,  # 'free': rows of `adaptive.free_pixels`
+) -> str:  # Markdown
+    "How many values of an image an attacker can move, behind the layer."
+    unit, rows = record["eps_unit"], record["free"]
+    cells = [{"eps": _scaled(r["eps"], unit), **{k: f"{r[k]:.1f} ({100 * r[k] / r['values']:.2f} %)" for k in ("free", "crossing")}, "few": f"{100 * r['few']:.1f}"} for r in rows]
+    return table_markdown(cells, {"eps": "ε", "free": "can move", "crossing": "can cross a threshold", "few": "% of images with at most ten such"}) + \
+        f"\n\nValues of an image ({rows[0]['values']:,}), mean; in brackets their share. {caption(record)}"
+
 # %% ../nbs/plots.ipynb #92c04703
 def suite_table(
     record: dict,  # 'attacks': rows with model, eps, attack, given, broken
@@ -902,7 +912,7 @@ TABLES = {
     "cifar-cost": lambda r: (cost_table(r, "cifar"), cost_rows(r)),
     "parameter-effects": lambda r: (effects_table(r, rows := effects_rows(r)), rows),
     **{f"{x}-{item}": f for x in ("mnist", "cifar") for item, f in (
-        ("bracket-values", lambda r: (bracket_table(r), bracket_rows(r))), ("suite", lambda r: (suite_table(r), r["attacks"])), ("sanity", lambda r: (sanity_table(r), r["checks"])),
+        ("bracket-values", lambda r: (bracket_table(r), bracket_rows(r))), ("free", lambda r: (free_table(r), r["free"])), ("suite", lambda r: (suite_table(r), r["attacks"])), ("sanity", lambda r: (sanity_table(r), r["checks"])),
         ("arithmetic", lambda r: (arithmetic_table(r), arithmetic_rows(r))), ("hard", lambda r: (hard_table(r), r["hard"])))},
 }
 
