@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MODELS', 'PARTS', 'RADII', 'SUITE_RADII', 'PRESETS', 'label', 'applies', 'with_alpha', 'crafted', 'unbroken',
            'cascade', 'left_of', 'joined', 'certified', 'proofs_from_below', 'protocol', 'attacks_from_above', 'kept',
-           'small_run', 'decided', 'hard_limit', 'arithmetic', 'sane', 'briefly', 'time_and_robustness', 'run', 'made',
-           'free_pixels', 'bracket_record', 'suite_record']
+           'small_run', 'decided', 'hard_limit', 'arithmetic', 'free_pixels', 'sane', 'briefly', 'time_and_robustness',
+           'run', 'made', 'bracket_record', 'suite_record']
 
 # %% ../nbs/adaptive.ipynb #0c5a7d33
 import math
@@ -375,7 +375,21 @@ def arithmetic(p, plan, nets, keys, test, refresh=False) -> dict:
                 table += [{"model": m, "eps": e, **r} for r in small_run("gradients", content | how, refresh, gradient_table, nets[m], x, y, e, **how)]
     return {"zero": zero, "gradients": table}
 
-# %% ../nbs/adaptive.ipynb #de30cc7d
+# %% ../nbs/adaptive.ipynb #e49862cd
+def free_pixels(
+    S,  # quantization layer
+    x: Tensor,  # (N, C, H, W) images in [0, 1]
+    radii: tuple,  # l∞ radii
+) -> list[dict]:  # rows: eps, values of an image; how many can move and how many can cross a threshold (means); few: share of images where at most ten can
+    "What the ball looks like behind the layer."
+    rows = []
+    for e in radii:
+        lo, hi = S.reachable_box(x, e)
+        free, crossing = ((hi - lo > least).flatten(1).sum(1).double() for least in (0, 0.5 / S.K))
+        rows.append({"eps": e, "values": x[0].numel(), "free": round(float(free.mean()), 3), "crossing": round(float(crossing.mean()), 3), "few": round(float((crossing <= 10).double().mean()), 4)})
+    return rows
+
+
 def sane(p, plan, nets, keys, test, refresh=False) -> list[dict]:
     "Records of `sanity_record` at the largest radius of the suite."
     data, e = test.subset(max(plan["few"] // 2, 1)), plan["suite_radii"][-1]
@@ -445,20 +459,6 @@ def made(
     "What every record of this page says of itself."
     last = max((b["provenance"] for b in (out["suite"] or out["box"]).values()), key=lambda v: v["finished"])
     return {"scale": out["p"].scale, "seed": out["p"].seed, "data": out["test"].subset(n).describe(), "provenance": last, "eps_unit": 255 if out["plan"]["experiment"] == "cifar" else 1}
-
-
-def free_pixels(
-    S,  # quantization layer
-    x: Tensor,  # (N, C, H, W) images in [0, 1]
-    radii: tuple,  # l∞ radii
-) -> list[dict]:  # rows: eps, values of an image; how many can move and how many can cross a threshold (means); few: share of images where at most ten can
-    "What the ball looks like behind the layer."
-    rows = []
-    for e in radii:
-        lo, hi = S.reachable_box(x, e)
-        free, crossing = ((hi - lo > least).flatten(1).sum(1).double() for least in (0, 0.5 / S.K))
-        rows.append({"eps": e, "values": x[0].numel(), "free": round(float(free.mean()), 3), "crossing": round(float(crossing.mean()), 3), "few": round(float((crossing <= 10).double().mean()), 4)})
-    return rows
 
 
 def bracket_record(

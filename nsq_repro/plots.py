@@ -731,25 +731,29 @@ def fig_bracket(
 # %% ../nbs/plots.ipynb #aaa606fb
 def bracket_rows(
     record: dict,  # that of `fig_bracket`
-) -> list[dict]:  # model, eps, attacked and certified (%) with the ends of their intervals, n of each
+) -> list[dict]:  # model, eps, n, attacked and certified (%) with the ends of their intervals; n_certified, and attacked_there: on these images alone
     "The bracket as numbers."
     found, rows = {(s["model"], s["accounting"]): s for s in record["series"]}, []
     for m in look([m for m, _ in found]):
         top, low = found[m, "attacked"], found.get((m, "certified"))
+        there = low["n"] if low else 0
         for i, e in enumerate(top["eps"]):
-            rows.append({"model": m, "eps": e, "n": top["n"], "n_certified": low["n"] if low else 0, **{f"{a}{end}": round(100 * s[k][i], 2) if s else None for a, s in (("attacked", top), ("certified", low)) for end, k in (("", "accuracy"), ("_low", "low"), ("_high", "high"))}})
+            sides = {f"{a}{end}": round(100 * s[k][i], 2) if s else None for a, s in (("attacked", top), ("certified", low)) for end, k in (("", "accuracy"), ("_low", "low"), ("_high", "high"))}
+            same = sides["attacked"] if there in (0, top["n"]) else round(100 * records.unpack(top["outcomes"][i], top["n"])[:there].mean(), 2)
+            rows.append({"model": m, "eps": e, "n": top["n"], **sides, "n_certified": there, "attacked_there": same if there else None})
     return rows
 
 def bracket_table(
     record: dict,  # that of `fig_bracket`
 ) -> str:  # Markdown
-    "Certified to attacked accuracy (%) of each model at each ε."
+    "Certified to attacked accuracy (%) of each model at each ε; where proofs were tried on fewer images, these have a row of their own."
     unit, cells = record["eps_unit"], {}
+    def put(r, n, text): cells.setdefault((r["model"], n), {"model": LABELS.get(r["model"], r["model"]), "n": n})[_scaled(r["eps"], unit)] = text
     for r in bracket_rows(record):
-        row = cells.setdefault(r["model"], {"model": LABELS.get(r["model"], r["model"]), "n_certified": f"{r['n_certified']:,}" if r["n_certified"] else None})
-        row[_scaled(r["eps"], unit)] = f"≤ {r['attacked']:.1f}" if r["certified"] is None else f"{r['certified']:.1f}–{r['attacked']:.1f}"
-    columns = {"model": "model", **{k: f"ε = {k}" for k in next(iter(cells.values())) if k not in ("model", "n_certified")}, "n_certified": "proofs tried on"}
-    return f"{table_markdown(list(cells.values()), columns)}\n\nRobust accuracy in %, from proven to not broken (each a share of its own images: the first ones); the intervals are in the csv file. {caption(record)}"
+        if r["n_certified"]: put(r, r["n_certified"], f"{r['certified']:.1f}–{r['attacked_there']:.1f}")
+        if r["n_certified"] != r["n"]: put(r, r["n"], f"≤ {r['attacked']:.1f}")
+    columns = {"model": "model", **{k: f"ε = {k}" for k in next(iter(cells.values())) if k not in ("model", "n")}, "n": "images"}
+    return f"{table_markdown(list(cells.values()), columns)}\n\nRobust accuracy in %, from proven to not broken, or not broken only; the intervals are in the csv file. {caption(record)}"
 
 # %% ../nbs/plots.ipynb #92f21572
 def free_table(
