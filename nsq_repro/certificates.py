@@ -449,13 +449,14 @@ def certify(
     boxes: int = 50,  # how many boxes to look at for each image; 1: no cutting, 0: only the 'crown' bound
     method: str = "full",  # bound for these boxes: 'crown' or 'full'
     slack: float = 1e-3,  # a margin counts as proven above this
+    hopeless: float = math.inf,  # an image whose 'crown' bound is below −hopeless is left open, without boxes
     leaf: int = 512,  # hard quantization: boxes with up to this many points are enumerated
     batch: int = 25,  # images at a time for the 'crown' bound; boxes come one by one
     progress: bool = False,  # show a bar
 ) -> Certificates:
     "Prove or break each image. Raises ValueError for a wrong argument."
     if method not in METHODS[2:]: raise ValueError(f"method={method!r}; choose one of {', '.join(METHODS[2:])}")
-    search = _Search(model, x, y, eps, method, slack, leaf)
+    search = _Search(model, x, y, eps, method, slack, hopeless, leaf)
     with tqdm(total=len(y), unit="img", disable=not progress) as bar:
         for some in torch.arange(len(y)).split(batch):
             for i in search.first_bound(some):
@@ -466,9 +467,9 @@ def certify(
 # %% ../nbs/certificates.ipynb #35b6730b
 class _Search:
     "What `certify` knows so far."
-    def __init__(self, model, x, y, eps, method, slack, leaf):
+    def __init__(self, model, x, y, eps, method, slack, hopeless, leaf):
         self.model, self.x, self.y, self.eps, self.S, self.F = model, x, y, eps, getattr(model, "quantize", None), getattr(model, "features", model)
-        self.layers, self.bound, self.slack, self.leaf = layers_of(self.F), method, slack, leaf
+        self.layers, self.bound, self.slack, self.hopeless, self.leaf = layers_of(self.F), method, slack, hopeless, leaf
         self.lo, self.hi = ball(x, eps) if self.S is None else self.S.reachable_box(x, eps)
         _check(self.lo, self.hi, y, self.layers[-1].out_features)
         hard = self.S is not None and math.isinf(self.S.alpha)
@@ -478,10 +479,10 @@ class _Search:
     def first_bound(self, some):
         "Misclassified images, and those that need one backward bound; returns the others."
         wrong = self.model(self.x[some]).argmax(1) != self.y[some]
-        unproven = bound_margins(self.layers, self.lo[some], self.hi[some], self.y[some], "crown", self.slack).open
-        for i, w, o in zip(some.tolist(), wrong.tolist(), unproven.tolist()):
+        m = bound_margins(self.layers, self.lo[some], self.hi[some], self.y[some], "crown", self.slack)
+        for i, w, o in zip(some.tolist(), wrong.tolist(), m.open.tolist()):
             self.method[i] = "wrong" if w else "open" if o else "crown"
-        return [i for i in some.tolist() if self.method[i] == "open"]
+        return [i for i, low in zip(some.tolist(), m.low.amin(1).tolist()) if self.method[i] == "open" and low > -self.hopeless]
 
     def branch(self, i, boxes):
         "Branch and bound for one image."
