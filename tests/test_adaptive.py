@@ -112,6 +112,22 @@ def test_every_attack_of_the_suite_has_its_own_name():
         assert len(names) == len(set(names))
 
 
+def test_what_only_bfloat16_gets_wrong_is_not_broken():
+    net = network(0)
+    x = torch.rand(200, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    logits = net(x)
+    y = logits.argmax(1)
+    with torch.no_grad():  # a lead of a thousandth of the logits: bfloat16 has steps of a two-hundredth
+        net.features[3].weight.copy_(net.features[3].weight[y[0]].expand_as(net.features[3].weight))
+        net.features[3].bias.fill_(0.0)
+        net.features[3].bias[y[0]] += 1e-3 * float(logits.abs().max())
+    y = net(x).argmax(1)
+    assert (adaptive._quick(net)(x).argmax(1) != y).any()
+    for attack in (CE, {"attack": "transfer", "source": "sq", "steps": 3}):
+        left = {p: adaptive.unbroken(attack, {"nsq": net, "sq": network(1)}, "nsq", x, y, 1e-7, torch.arange(200), precision=p) for p in ("fp32", "bf16")}
+        assert left["fp32"].all() and left["bf16"].all()
+
+
 def test_certified_is_proven_and_goes_up(setting):
     nets, keys, data = setting
     attacked = adaptive.left_of(adaptive.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything()))
