@@ -221,7 +221,7 @@ def proofs_from_below(
     "Certificates of all networks."
     done = {}
     for m in nets:
-        data = test.subset(plan["n_test"] if hasattr(nets[m], "quantize") else min(plan["n_plain"], plan["n_test"]))
+        data = test.subset(plan["n_test"] if m == "nsq" else min(plan["n_proof"], plan["n_test"]))
         done[m] = certified(nets[m], keys[m], data, plan["radii"], {e: v[:len(data)] for e, v in attacked[m].items()}, plan["boxes"], refresh, **plan["proof"])
     return {m: c for m, c in done.items() if c}
 
@@ -244,10 +244,10 @@ PARTS = ("box", "suite", "certificates", "hard", "arithmetic", "sanity", "time")
 RADII = {"mnist": (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), "cifar": tuple(e / 255 for e in (1, 2, 4, 6, 8))}
 SUITE_RADII = {"mnist": (0.1, 0.2, 0.3), "cifar": (2 / 255, 4 / 255, 8 / 255)}
 PRESETS = {
-    "smoke": dict(models=("nsq", "pgd"), radii={"mnist": (0.02, 0.1, 0.3), "cifar": (2 / 255, 8 / 255)}, n_test=20, n_suite=8, box=_box(8), proof=dict(method="crown"), boxes=3, n_plain=4, budgets=(0.5,), limit=8, few=8, steps=5, precision="fp32",
+    "smoke": dict(models=("nsq", "pgd"), radii={"mnist": (0.02, 0.1, 0.3), "cifar": (2 / 255, 8 / 255)}, n_test=20, n_suite=8, box=_box(8), proof=dict(method="crown"), boxes=3, n_proof=4, suite_models=MODELS, budgets=(0.5,), limit=8, few=8, steps=5, precision="fp32",
                   suite=_suite(4, 3, 20, (2, 3), {"spsa": {"steps": 2, "samples": 8}, "hopskipjump": {"steps": 1}, "eot": {"steps": 4, "draws": 2}, "annealed": {"steps": 4}})),
-    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full", hopeless=35.0), boxes=(8, 8, 8, 1, 1, 1, 1, 1), n_plain=100, budgets=(0.25, 0.5), limit=16, few=200, steps=100, precision="bf16"),
-    "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full"), boxes=100, n_plain=1000, budgets=(0.25, 0.5), limit=16, few=1000, steps=100, precision="fp32"),
+    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full", hopeless=35.0), boxes=(8, 8, 8, 1, 1, 1, 1, 1), n_proof=100, suite_models=("nsq", "pgd", "fgsm_rs"), budgets=(0.25, 0.5), limit=16, few=100, steps=100, precision="bf16"),
+    "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full"), boxes=100, n_proof=1000, suite_models=MODELS, budgets=(0.25, 0.5), limit=16, few=1000, steps=100, precision="fp32"),
 }
 
 # %% ../nbs/adaptive.ipynb #9e37e586
@@ -300,7 +300,7 @@ def attacks_from_above(
         clean = judged(nets[m], x, x, y, 0.0).correct.cpu().numpy()
         start = joined([r for r in evaluated if r["model"] == m], len(data), plan["radii"], clean)
         box[m] = {**cascade(nets, m, keys, data, plan["box"], plan["radii"], start, **how), "clean": records.pack(clean), "start": {f"{e:g}": records.pack(v) for e, v in start.items()}}
-    for m in nets if "suite" in plan["parts"] else ():
+    for m in (m for m in nets if "suite" in plan["parts"] and m in plan["suite_models"]):
         start = {e: v[:len(few)] for e, v in left_of(box[m]).items() if e in plan["suite_radii"]}
         suite[m] = cascade(nets, m, keys, few, plan["suite"], plan["suite_radii"], start, **how)
     return box, suite
@@ -312,7 +312,7 @@ def kept(
     suite: bool = False,  # after the suite, on its images and radii, where it was run
 ) -> dict:  # radius → (N,) bool: neither an attack nor the search for a proof broke the image, at this radius or a smaller one
     "The upper side of the bracket."
-    ok = left_of((out["suite"] if suite and out["suite"] else out["box"])[name])
+    ok = left_of((out["suite"] if suite and name in out["suite"] else out["box"])[name])
     n, c = out["plan"]["n_suite" if suite else "n_test"], out["certificates"].get(name)
     lost = {e: np.isin(np.arange(n), np.flatnonzero(records.unpack(c["broken"][f"{e:g}"], c["n"]))) for e in c["eps"]} if c else {}
     return {e: v[:n] & ~np.any([np.zeros(n, bool), *(b for r, b in lost.items() if r <= e)], axis=0) for e, v in ok.items() if not suite or e in out["plan"]["suite_radii"]}
@@ -398,31 +398,31 @@ def sane(p, plan, nets, keys, test, refresh=False) -> list[dict]:
 
 
 def briefly(p, plan, fit, test, refresh=False) -> list[tuple]:
-    "NSQ and FGSM-RS with a part of their iterations: (recipe, radius → not broken by the box attack)."
+    "NSQ and FGSM-RS with a part of their iterations: (recipe, radius → not broken by the box attack, False)."
     data, found = test.subset(plan["n_suite"]), []
     x, y, how = data.floats(device=p.device), data.y.to(p.device), dict(seed=p.seed, device=p.device, precision=plan["precision"], refresh=refresh)
     for t, share in [(t, share) for t in p.train if t.model in ("nsq", "fgsm_rs") for share in plan["budgets"]]:
         short = replace(t, iterations=max(1, round(share * t.iterations)))
         net = train(short, fit, p.device, refresh)[0]
         clean = judged(net, x, x, y, 0.0).correct.cpu().numpy()
-        found.append((short, left_of(cascade({t.model: net}, t.model, {t.model: train_key(short, fit.fingerprint)}, data, plan["box"], plan["suite_radii"], {e: clean for e in plan["suite_radii"]}, **how))))
+        found.append((short, left_of(cascade({t.model: net}, t.model, {t.model: train_key(short, fit.fingerprint)}, data, plan["box"], plan["suite_radii"], {e: clean for e in plan["suite_radii"]}, **how)), False))
     return found
 
 
 def time_and_robustness(
     p,  # `Protocol`
-    attacked: list,  # (recipe, radius → (N,) bool: not broken by anything)
+    attacked: list,  # (recipe, radius → (N,) bool: not broken, whether by the whole suite)
     fit,  # training `Dataset`
     refresh: bool = False,  # measure again
 ) -> list[dict]:  # rows: model, eps, iterations, seconds (median, fastest and slowest of the turns), correct, n, accuracy, low, high
     "Worst-case accuracy beside the time the training takes on this device: seconds per iteration, all models measured in turns, times iterations."
     how = dict(rounds=3, iterations=2) if p.scale == "smoke" else dict(rounds=7, iterations=3)
     cost, rows = training_cost(p.train, fit, p.device, refresh, **how), []
-    for t, left in attacked:
+    for t, left, all_attacks in attacked:
         turns = [s * t.iterations for s in cost["seconds_per_iteration"][t.model]]
         for e, ok in left.items():
             low, high = wilson(k := int(ok.sum()), len(ok))
-            rows.append({"model": t.model, "eps": e, "iterations": t.iterations, "seconds": round(float(np.median(turns)), 2), "fastest": round(min(turns), 2), "slowest": round(max(turns), 2),
+            rows.append({"model": t.model, "eps": e, "iterations": t.iterations, "suite": all_attacks, "seconds": round(float(np.median(turns)), 2), "fastest": round(min(turns), 2), "slowest": round(max(turns), 2),
                          "correct": k, "n": len(ok), "accuracy": k / len(ok), "low": low, "high": high})
     return rows
 
@@ -448,7 +448,7 @@ def run(
     if do("hard") and out["certificates"]: out["hard"] = hard_limit(p, plan, nets, keys, test, refresh)
     if do("arithmetic"): out["arithmetic"] = arithmetic(p, plan, nets, keys, test, refresh)
     if do("sanity"): out["sanity"] = sane(p, plan, nets, keys, test, refresh)
-    if do("time"): out["time"] = time_and_robustness(p, [*((t, kept(out, t.model, suite=True)) for t in p.train), *briefly(p, plan, fit, test, refresh)], fit, refresh)
+    if do("time"): out["time"] = time_and_robustness(p, [*((t, kept(out, t.model, suite=True), t.model in suite) for t in p.train), *briefly(p, plan, fit, test, refresh)], fit, refresh)
     return out
 
 # %% ../nbs/adaptive.ipynb #c13724bd

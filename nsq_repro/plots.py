@@ -830,14 +830,15 @@ def fig_time(
             t, v = [r["seconds"] for r in rows], [100 * r["accuracy"] for r in rows]
             bars = [[a - 100 * r["low"] for a, r in zip(v, rows)], [100 * r["high"] - a for a, r in zip(v, rows)]]
             ax.errorbar(t, v, yerr=bars, xerr=[[a - r["fastest"] for a, r in zip(t, rows)], [r["slowest"] - a for a, r in zip(t, rows)]], color=k["color"], marker=k["marker"], mfc="white", lw=.9, capsize=2, clip_on=False)
-            ax.plot(t[-1:], v[-1:], color=k["color"], marker=k["marker"], zorder=5, clip_on=False)
+            whole = [r for r in rows if r["suite"]]
+            ax.plot([r["seconds"] for r in whole], [100 * r["accuracy"] for r in whole], color=k["color"], marker=k["marker"], ls="none", zorder=5, clip_on=False)
         ax.set(title=f"$\\varepsilon$ = {_scaled(e, record['eps_unit'])}", xscale="log", ylim=(0, 100), xlabel="training time (s)")
         ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda t, _: f"{t:,g}"))
         ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     axes[0, 0].set_ylabel("accuracy (%), worst case")
     fig.legend(handles=[Line2D([], [], color=k["color"], marker=k["marker"], ls="none", label=k["label"]) for k in looks.values()], loc="outside upper center", ncols=len(looks), borderaxespad=.2)
-    _footnote(fig, f"{caption(record)} Union of all attacks, image by image (open markers, a part of the iterations: box attack only); bars: 95 % Wilson intervals, and the range of the timing's turns.")
+    _footnote(fig, f"{caption(record)} Union of all attacks, image by image (open markers: without the suite); bars: 95 % Wilson intervals, and the range of the timing's turns.")
     return fig
 
 def time_sentence(
