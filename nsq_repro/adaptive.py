@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MODELS', 'PARTS', 'RADII', 'SUITE_RADII', 'PRESETS', 'label', 'applies', 'with_alpha', 'crafted', 'unbroken',
            'cascade', 'left_of', 'joined', 'certified', 'proofs_from_below', 'protocol', 'attacks_from_above', 'kept',
-           'small_run', 'decided', 'hard_limit', 'arithmetic', 'free_pixels', 'sane', 'briefly', 'time_and_robustness',
-           'run', 'made', 'bracket_record', 'suite_record']
+           'small_run', 'decided', 'hard_limit', 'arithmetic', 'free_pixels', 'sane', 'briefly', 'lead',
+           'time_and_robustness', 'run', 'made', 'bracket_record', 'suite_record']
 
 # %% ../nbs/adaptive.ipynb #0c5a7d33
 import math
@@ -409,21 +409,32 @@ def briefly(p, plan, fit, test, refresh=False) -> list[tuple]:
     return found
 
 
+def lead(
+    ok: np.ndarray,  # (N,) bool: outcomes of one model
+    other: np.ndarray,  # (N,) bool: of another, on the same images
+) -> list[float]:  # how much larger the first share is, and its 95 % interval (normal approximation for paired shares)
+    "Difference of two accuracies on the same images: only images that the two judge differently count."
+    b, c, n = int((ok & ~other).sum()), int((~ok & other).sum()), len(ok)
+    half = 1.959964 * math.sqrt(max(b + c - (b - c) ** 2 / n, 0)) / n
+    return [(b - c) / n, (b - c) / n - half, (b - c) / n + half]
+
+
 def time_and_robustness(
     p,  # `Protocol`
     attacked: list,  # (recipe, radius → (N,) bool: not broken, whether by the whole suite)
     fit,  # training `Dataset`
     refresh: bool = False,  # measure again
-) -> list[dict]:  # rows: model, eps, iterations, seconds (median, fastest and slowest of the turns), correct, n, accuracy, low, high
+) -> list[dict]:  # rows: model, eps, iterations, suite, seconds (median, fastest and slowest of the turns), correct, n, accuracy, low, high, lead over NSQ
     "Worst-case accuracy beside the time the training takes on this device: seconds per iteration, all models measured in turns, times iterations."
     how = dict(rounds=3, iterations=2) if p.scale == "smoke" else dict(rounds=7, iterations=3)
     cost, rows = training_cost(p.train, fit, p.device, refresh, **how), []
+    nsq = next((left for t, left, _ in attacked if t.model == "nsq"), None)
     for t, left, all_attacks in attacked:
         turns = [s * t.iterations for s in cost["seconds_per_iteration"][t.model]]
         for e, ok in left.items():
             low, high = wilson(k := int(ok.sum()), len(ok))
             rows.append({"model": t.model, "eps": e, "iterations": t.iterations, "suite": all_attacks, "seconds": round(float(np.median(turns)), 2), "fastest": round(min(turns), 2), "slowest": round(max(turns), 2),
-                         "correct": k, "n": len(ok), "accuracy": k / len(ok), "low": low, "high": high})
+                         "correct": k, "n": len(ok), "accuracy": k / len(ok), "low": low, "high": high, "lead": lead(ok, nsq[e]) if nsq else None})
     return rows
 
 # %% ../nbs/adaptive.ipynb #5f3e6e9b

@@ -847,9 +847,11 @@ def time_sentence(
     "NSQ beside the trainings with an adversary, at the largest ε."
     e = max(r["eps"] for r in record["points"])
     rows = {r["model"]: r for r in sorted(record["points"], key=lambda r: r["seconds"]) if r["eps"] == e}
-    say = lambda r: f"{LABELS[r['model']]} keeps {100 * r['accuracy']:.1f} % ({100 * r['low']:.1f}–{100 * r['high']:.1f}) after {r['seconds']:.0f} s of training"
+    say = lambda r: f"{LABELS[r['model']]} keeps {100 * r['accuracy']:.1f} % ({100 * r['low']:.1f}–{100 * r['high']:.1f}) after {r['seconds']:,.0f} s of training"
     parts = [say(rows[m]) for m in ("nsq", "fgsm_rs", "pgd") if m in rows]
-    return f"On {rows[next(iter(rows))]['n']:,} images of {record['data']['title']} at ε = {_scaled(e, record['eps_unit'])}, under every attack together, " + ", ".join(parts) + f" ({record['provenance']['device']}, scale {record['scale']})."
+    gap = "{:+.1f} points ({:+.1f} to {:+.1f})".format(*(100 * v for v in rows["pgd"]["lead"])) if "pgd" in rows and rows["pgd"].get("lead") else None
+    end = f"; {LABELS['pgd']} minus {LABELS['nsq']}, on the same images: {gap}" if gap else ""
+    return f"On {rows[next(iter(rows))]['n']:,} images of {record['data']['title']} at ε = {_scaled(e, record['eps_unit'])}, under every attack together, " + ", ".join(parts) + end + f" ({record['provenance']['device']}, scale {record['scale']})."
 
 # %% ../nbs/plots.ipynb #db5feee8
 def images_to_text(
