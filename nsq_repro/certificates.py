@@ -449,7 +449,7 @@ def certify(
     boxes: int = 50,  # how many boxes to look at for each image; 1: no cutting, 0: only the 'crown' bound
     method: str = "full",  # bound for these boxes: 'crown' or 'full'
     slack: float = 1e-3,  # a margin counts as proven above this
-    hopeless: float = math.inf,  # an image whose 'crown' bound is below −hopeless is left open, without boxes
+    hopeless: tuple = (math.inf, math.inf),  # give up where the 'crown' bound, or that of a box, is below minus this times the number of boxes left
     leaf: int = 512,  # hard quantization: boxes with up to this many points are enumerated
     batch: int = 25,  # images at a time for the 'crown' bound; boxes come one by one
     progress: bool = False,  # show a bar
@@ -459,7 +459,7 @@ def certify(
     search = _Search(model, x, y, eps, method, slack, hopeless, leaf)
     with tqdm(total=len(y), unit="img", disable=not progress) as bar:
         for some in torch.arange(len(y)).split(batch):
-            for i in search.first_bound(some):
+            for i in search.first_bound(some, boxes):
                 search.branch(i, boxes)
             bar.update(len(some))
     return search.result()
@@ -476,13 +476,13 @@ class _Search:
         self.levels = levels(self.S.K, self.S.vmin, self.S.vmax, x.dtype, x.device) if hard else None
         self.method, self.found, self.used = ["open"] * len(y), x.clone(), [0] * len(y)
 
-    def first_bound(self, some):
+    def first_bound(self, some, boxes):
         "Misclassified images, and those that need one backward bound; returns the others."
         wrong = self.model(self.x[some]).argmax(1) != self.y[some]
         m = bound_margins(self.layers, self.lo[some], self.hi[some], self.y[some], "crown", self.slack)
         for i, w, o in zip(some.tolist(), wrong.tolist(), m.open.tolist()):
             self.method[i] = "wrong" if w else "open" if o else "crown"
-        return [i for i, low in zip(some.tolist(), m.low.amin(1).tolist()) if self.method[i] == "open" and low > -self.hopeless]
+        return [i for i, low in zip(some.tolist(), m.low.amin(1).tolist()) if self.method[i] == "open" and not low < -self.hopeless[0] * max(boxes, 1)]
 
     def branch(self, i, boxes):
         "Branch and bound for one image."
@@ -496,7 +496,7 @@ class _Search:
                 continue
             m = bound_margins(self.layers, lo[None], hi[None], self.y[i:i + 1], self.bound, self.slack)
             if not m.open: how = self.bound
-            elif self.breaks(i, m.corner) or 2**depth > boxes or not (hi > lo).any(): return
+            elif self.breaks(i, m.corner) or 2**depth > boxes or not (hi > lo).any() or m.low.min() < -self.hopeless[1] * (boxes - self.used[i] + 1): return
             else: stack += [(*half, depth + 1) for half in cut(lo, hi, m.blame[0], self.levels)]
         if not stack: self.method[i] = "split" if self.used[i] > 1 else how
 
