@@ -43,7 +43,8 @@ def applies(
 ) -> bool:
     "Whether an attack says something about a model that another in the list does not say already."
     around = attack["attack"] in ("flips", "annealed") or "alpha" in attack or attack.get("backward") == "ste" or attack.get("setting", "pgd") != "pgd"
-    return attack.get("source") != name and (layered or not around)
+    through = attack["attack"] == "pgd" and attack.get("setting", "pgd") == "pgd"  # nothing new for a network with a layer: its straight-through form is stronger
+    return attack.get("source") != name and not (through if layered else around)
 
 
 def with_alpha(
@@ -233,7 +234,7 @@ def _suite(steps, few, queries, restarts=(10, 50), light=None):
              {"attack": "annealed"}, *raw_and_ste(attack="apgd-ce", steps=steps), {"attack": "zbox", "loss": "ce", "steps": steps // 2, "restarts": restarts[0]},
              {"attack": "apgd-t", "steps": steps, "backward": "ste"}, {"attack": "apgd-t", "steps": steps, "backward": "raw"},
              {"attack": "eot", "n": few}, {"attack": "spsa", "n": few}, {"attack": "hopskipjump", "n": few}, *raw_and_ste(attack="fab-t", steps=steps, n=few), {"attack": "square", "n_queries": queries, "n": few},
-             {"attack": "pgd", "setting": "bpda_ste", "steps": 2 * steps, "step_size": 0.005, "restarts": restarts[0], "n": few},
+             *({"attack": "pgd", "setting": s, "steps": 2 * steps, "step_size": 0.005, "restarts": restarts[0], "n": few} for s in ("bpda_ste", "pgd")),
              {"attack": "zbox", "loss": "ce", "steps": steps // 2, "restarts": restarts[1], "n": few}, {"attack": "zbox", "loss": "ce", "steps": 10 * steps, "n": few}]
     return [a | (light or {}).get(a["attack"], {}) for a in suite]
 
