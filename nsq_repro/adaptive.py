@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'PARTS', 'RADII', 'SUITE_RADII', 'PRESETS', 'label', 'applies', 'with_alpha', 'crafted', 'unbroken',
-           'cascade', 'left_of', 'joined', 'certified', 'proofs_from_below', 'protocol', 'attacks_from_above', 'kept',
-           'small_run', 'decided', 'hard_limit', 'arithmetic', 'free_pixels', 'sane', 'briefly', 'lead',
-           'time_and_robustness', 'run', 'made', 'bracket_record', 'suite_record']
+           'cascade', 'left_of', 'joined', 'bounded', 'certified', 'proofs_from_below', 'protocol',
+           'attacks_from_above', 'kept', 'small_run', 'decided', 'hard_limit', 'arithmetic', 'free_pixels', 'sane',
+           'briefly', 'time_and_robustness', 'run', 'made', 'bracket_record', 'suite_record']
 
 # %% ../nbs/adaptive.ipynb #0c5a7d33
 import math
 import time
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -107,8 +108,9 @@ def unbroken(
     if precision not in ("fp32", "bf16"): raise ValueError(f"precision={precision!r}; choose 'fp32' or 'bf16'")
     quick = {m: _quick(net) for m, net in nets.items()} if precision == "bf16" else nets
     found, ok = judged(nets[name], crafted(attack, quick, name, x, y, eps, index, seed, others), x, y, eps)[:2]
-    only = ok & ~judged(quick[name], found, x, y, eps).correct if precision == "bf16" else ~ok & ok
-    if only.any(): ok[only] = unbroken(attack, nets, name, x[only], y[only], eps, index[only], seed, others)
+    if precision == "bf16":
+        only = ok & ~judged(quick[name], found, x, y, eps).correct
+        if only.any(): ok[only] = unbroken(attack, nets, name, x[only], y[only], eps, index[only], seed, others)
     return ok
 
 # %% ../nbs/adaptive.ipynb #4670b9db
@@ -172,7 +174,15 @@ def joined(
                 if radius <= e + 1e-9: ok[e] &= records.unpack(s["outcomes"][k], s["n"])[:n]
     return ok
 
-# %% ../nbs/adaptive.ipynb #382da3ac
+# %% ../nbs/adaptive.ipynb #be7758e4
+def bounded(
+    model,  # a network
+) -> bool:
+    "Whether there are bounds for all its layers."
+    try: return bool(layers_of(getattr(model, "features", model)))
+    except ValueError: return False
+
+
 def certified(
     model,  # a network in eval mode
     key: dict,  # what names it
@@ -185,15 +195,15 @@ def certified(
     **options,  # of `certify`: method, leaf
 ) -> dict | None:  # record: proven and broken radius by radius, what settled how many; None where F has layers without bounds
     "Certify each image at each radius; saved as it goes."
-    try: layers_of(getattr(model, "features", model))
-    except ValueError: return None
+    if not bounded(model): return None
     n, content = len(data), {"model": key, "data": data.fingerprint, "radii": list(radii), "boxes": boxes if isinstance(boxes, int) else list(boxes), "attacked": {f"{r:g}": records.pack(attacked[r]) for r in radii}, **options}
     if hasattr(model, "quantize"): content["alpha"] = str(model.quantize.alpha)
     folder = records.run_dir(content, "certificates")
     if (folder / "record.json").exists() and not refresh: return records.load_json(folder / "record.json")
     state = records.load_json(folder / "state.json") if (folder / "state.json").exists() and not refresh else {}
-    x, y, candidates = data.floats(), data.y, np.ones(n, bool)
-    boxes, batch = (boxes, 25) if hasattr(model, "quantize") else (0, 1)  # without a layer every pixel is free, and cutting one of them changes nothing
+    device = next(model.parameters()).device
+    x, y, candidates = data.floats(device=device), data.y.to(device), np.ones(n, bool)
+    boxes, batch = (boxes, 25) if hasattr(model, "quantize") else (0, 1)  # without a layer every pixel is free, and cutting one of them changes little
     for k, e in enumerate(radii):
         i = np.flatnonzero(candidates & attacked[e])
         cell = state.setdefault(f"{e:g}", {"at": 0, "proven": [], "broken": [], "how": {}, "boxes": 0, "seconds": 0.0})
@@ -206,7 +216,7 @@ def certified(
         candidates = np.isin(np.arange(n), cell["proven"])
     left, broken = ({f"{e:g}": records.pack(np.isin(np.arange(n), state[f"{e:g}"][what])) for e in radii} for what in ("proven", "broken"))
     cells = {e: {k: c[k] for k in ("how", "boxes", "seconds")} | {"given": c["at"]} for e, c in state.items()}
-    record = {"kind": "certificates", "hash": records.spec_hash(content), "eps": list(radii), "n": n, "left": left, "broken": broken, "cells": cells, "boxes": boxes, "provenance": records.provenance()}
+    record = {"kind": "certificates", "hash": records.spec_hash(content), "eps": list(radii), "n": n, "left": left, "broken": broken, "cells": cells, "boxes": boxes, "provenance": records.provenance(str(device))}
     records.save_json(folder / "record.json", record)
     return record
 
@@ -221,7 +231,7 @@ def proofs_from_below(
 ) -> dict:  # records of `certified` by model; none for networks without bounds
     "Certificates of all networks."
     done = {}
-    for m in nets:
+    for m in (m for m in nets if m in plan["closely"]):
         data = test.subset(plan["n_test"] if m == "nsq" else min(plan["n_proof"], plan["n_test"]))
         done[m] = certified(nets[m], keys[m], data, plan["radii"], {e: v[:len(data)] for e, v in attacked[m].items()}, plan["boxes"], refresh, **plan["proof"])
     return {m: c for m, c in done.items() if c}
@@ -241,14 +251,14 @@ def _suite(steps, few, queries, restarts=(10, 50), light=None):
 def _box(steps): return [{"attack": "zbox", "loss": loss, "steps": steps} for loss in ("ce", "cw", "targeted", "dlr")]
 
 MODELS = ("nsq", "pgd", "fgsm_rs", "sq", "natural")
-PARTS = ("box", "suite", "certificates", "hard", "arithmetic", "sanity", "time")
+PARTS = ("suite", "certificates", "hard", "arithmetic", "sanity", "time")
 RADII = {"mnist": (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), "cifar": tuple(e / 255 for e in (1, 2, 4, 6, 8))}
 SUITE_RADII = {"mnist": (0.1, 0.2, 0.3), "cifar": (2 / 255, 4 / 255, 8 / 255)}
 PRESETS = {
-    "smoke": dict(models=("nsq", "pgd"), radii={"mnist": (0.02, 0.1, 0.3), "cifar": (2 / 255, 8 / 255)}, n_test=20, n_suite=8, box=_box(8), proof=dict(method="crown"), boxes=3, n_proof=4, suite_models=MODELS, budgets=(0.5,), limit=8, few=8, steps=5, precision="fp32",
+    "smoke": dict(models=("nsq", "pgd"), radii={"mnist": (0.02, 0.1, 0.3), "cifar": (2 / 255, 8 / 255)}, n_test=20, n_suite=8, box=_box(8), proof=dict(method="crown"), boxes=3, n_proof=4, closely=MODELS, budgets={"nsq": (0.5,)}, limit=8, few=8, steps=5, precision="fp32",
                   suite=_suite(4, 3, 20, (2, 3), {"spsa": {"steps": 2, "samples": 8}, "hopskipjump": {"steps": 1}, "eot": {"steps": 4, "draws": 2}, "annealed": {"steps": 4}})),
-    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full", hopeless=(35.0, 1.0)), boxes=(15, 15, 15, 1, 1, 1, 1, 1), n_proof=100, suite_models=("nsq", "pgd", "fgsm_rs"), budgets=(0.25, 0.5), limit=16, few=100, steps=100, precision="bf16"),
-    "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full"), boxes=100, n_proof=1000, suite_models=MODELS, budgets=(0.25, 0.5), limit=16, few=1000, steps=100, precision="fp32"),
+    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full", hopeless=(35.0, 1.0)), boxes=(15, 15, 15, 1, 1, 1, 1, 1), n_proof=50, closely=("nsq", "pgd", "fgsm_rs"), budgets={"nsq": (0.5,), "fgsm_rs": (0.5,), "pgd": (0.25,)}, limit=16, few=100, steps=100, precision="bf16", parts={"mnist": PARTS, "cifar": ()}),
+    "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full"), boxes=100, n_proof=1000, closely=MODELS, budgets={"nsq": (0.5,), "fgsm_rs": (0.5,), "pgd": (0.25,)}, limit=16, few=1000, steps=100, precision="fp32"),
 }
 
 # %% ../nbs/adaptive.ipynb #9e37e586
@@ -258,11 +268,13 @@ def protocol(
     models=None,  # names, or None for the preset's
     n_test: int | None = None,  # images of box attack and certificates
     n_suite: int | None = None,  # images of the suite
-    parts=None,  # of PARTS, or None for all
+    parts=None,  # of PARTS, or None for those of the preset
     seed: int = 0,  # of everything random
     device: str = "auto",  # torch device
+    **unknown,  # nothing else
 ):  # `Protocol` of the experiment, and what to do with its networks
     "What to run. Raises ValueError naming the parameter that is wrong."
+    if unknown: raise ValueError(f"unknown parameter {', '.join(unknown)}; there are scale, experiment, models, n_test, n_suite, parts, seed, device")
     if experiment not in RADII: raise ValueError(f"experiment={experiment!r} is unknown; choose one of {', '.join(RADII)}")
     as_names = lambda v: tuple(v.replace(" ", "").split(",")) if isinstance(v, str) else tuple(v)
     own = import_module(f"nsq_repro.{experiment}")
@@ -270,17 +282,19 @@ def protocol(
     plan = dict(PRESETS[base.scale], experiment=experiment)
     wanted = as_names(models or plan["models"])
     if unknown := sorted(set(wanted) - set(MODELS)): raise ValueError(f"models={', '.join(unknown)} unknown; choose of {', '.join(MODELS)}")
-    plan["parts"] = as_names(parts or PARTS)
+    usual = plan["parts"][experiment] if "parts" in plan else PARTS
+    plan["parts"] = usual if parts is None else as_names(parts)
     if unknown := sorted(set(plan["parts"]) - set(PARTS)): raise ValueError(f"parts={', '.join(unknown)} unknown; choose of {', '.join(PARTS)}")
     for k, v in (("n_test", n_test), ("n_suite", n_suite)):
         if v is not None and (type(v) is not int or v < 1): raise ValueError(f"{k}={v!r}: a whole number of images, at least 1, is wanted")
-        plan[k] = v or plan[k]
-    plan["n_test"] = min(plan["n_test"], base.attacks[0].n_test)
-    plan["n_suite"] = min(plan["n_suite"], plan["n_test"])
+    there = base.attacks[0].n_test
+    plan["n_test"] = n_test or min(plan["n_test"], there)
+    plan["n_suite"] = n_suite or min(plan["n_suite"], plan["n_test"])
+    if not plan["n_suite"] <= plan["n_test"] <= there: raise ValueError(f"n_test={plan['n_test']}, n_suite={plan['n_suite']}: the suite takes the first of n_test images, and these are at most the {there} of the {experiment} page at scale {base.scale}")
     less = dict(settings="pgd,bpda_ste", losses="ce") if base.scale == "smoke" else {}
     base = replace(own.protocol(scale=base.scale, seed=seed, device=device, models=",".join(wanted), **less), variant=None)
     changed = [f"{k}{'+'.join(v) if isinstance(v, tuple) else v}" for k, v in (("models", wanted), ("n_test", plan["n_test"]), ("n_suite", plan["n_suite"]))
-               if v != (PRESETS[base.scale][k] if k == "models" else min(PRESETS[base.scale][k], base.attacks[0].n_test))] + ([f"seed{seed}"] if seed else [])
+               if v != (PRESETS[base.scale][k] if k == "models" else min(PRESETS[base.scale][k], base.attacks[0].n_test))] + ([f"seed{seed}"] if seed else []) + (["parts" + "+".join(plan["parts"])] if plan["parts"] != usual else [])
     plan.update(radii=plan["radii"][experiment], suite_radii=tuple(r for r in SUITE_RADII[experiment] if r in plan["radii"][experiment]), variant="-".join([f"adaptive-{experiment}", *changed]) if changed else None)
     return base, plan
 
@@ -301,7 +315,7 @@ def attacks_from_above(
         clean = judged(nets[m], x, x, y, 0.0).correct.cpu().numpy()
         start = joined([r for r in evaluated if r["model"] == m], len(data), plan["radii"], clean)
         box[m] = {**cascade(nets, m, keys, data, plan["box"], plan["radii"], start, **how), "clean": records.pack(clean), "start": {f"{e:g}": records.pack(v) for e, v in start.items()}}
-    for m in (m for m in nets if "suite" in plan["parts"] and m in plan["suite_models"]):
+    for m in (m for m in nets if "suite" in plan["parts"] and m in plan["closely"]):
         start = {e: v[:len(few)] for e, v in left_of(box[m]).items() if e in plan["suite_radii"]}
         suite[m] = cascade(nets, m, keys, few, plan["suite"], plan["suite_radii"], start, **how)
     return box, suite
@@ -310,13 +324,14 @@ def attacks_from_above(
 def kept(
     out: dict,  # of `run`: box, suite, certificates by model, and the plan
     name: str,  # of a model
-    suite: bool = False,  # after the suite, on its images and radii, where it was run
+    suite: bool = False,  # only the images and radii of the suite
 ) -> dict:  # radius → (N,) bool: neither an attack nor the search for a proof broke the image, at this radius or a smaller one
     "The upper side of the bracket."
-    ok = left_of((out["suite"] if suite and name in out["suite"] else out["box"])[name])
-    n, c = out["plan"]["n_suite" if suite else "n_test"], out["certificates"].get(name)
-    lost = {e: np.isin(np.arange(n), np.flatnonzero(records.unpack(c["broken"][f"{e:g}"], c["n"]))) for e in c["eps"]} if c else {}
-    return {e: v[:n] & ~np.any([np.zeros(n, bool), *(b for r, b in lost.items() if r <= e)], axis=0) for e, v in ok.items() if not suite or e in out["plan"]["suite_radii"]}
+    n, found = out["plan"]["n_test"], []
+    for r, lost in ((out["suite"].get(name), lambda r, e: ~left_of(r)[e]), (out["certificates"].get(name), lambda r, e: records.unpack(r["broken"][f"{e:g}"], r["n"]))):
+        found += [(e, np.pad(lost(r, e), (0, n - r["n"]))) for e in r["eps"]] if r else []
+    ok = {e: v & ~np.any([np.zeros(n, bool), *(b for r, b in found if r <= e)], axis=0) for e, v in left_of(out["box"][name]).items()}
+    return {e: v[:out["plan"]["n_suite"]] for e, v in ok.items() if e in out["plan"]["suite_radii"]} if suite else ok
 
 # %% ../nbs/adaptive.ipynb #9467776b
 def small_run(
@@ -324,13 +339,13 @@ def small_run(
     content: dict,  # what names it
     refresh: bool,  # compute it again
     compute,  # callable → JSON values
-    *args, **kwargs,  # of `compute`
+    *args, **kwargs,  # of `compute`; the first is a network
 ):  # what it returned, now or before
     "A result kept under runs/."
     path = records.run_dir(content, kind) / "record.json"
     if refresh or not path.exists():
         begun = time.perf_counter()
-        records.save_json(path, {"result": compute(*args, **kwargs), "seconds": round(time.perf_counter() - begun, 2), "provenance": records.provenance()})
+        records.save_json(path, {"result": compute(*args, **kwargs), "seconds": round(time.perf_counter() - begun, 2), "provenance": records.provenance(str(next(args[0].parameters()).device))})
     return records.load_json(path)["result"]
 
 # %% ../nbs/adaptive.ipynb #28a9ccf7
@@ -343,7 +358,7 @@ def decided(
 ) -> dict:  # counts: few (images with at most `limit`), decided (of these), robust, broken, open; pixels: mean number of free ones
     "Decide a network with hard quantization, as far as it goes."
     lo, hi = hard.quantize.reachable_box(x, eps)
-    free = (hi > lo).flatten(1).sum(1)
+    free = (hi > lo).flatten(1).sum(1).cpu()
     few, robust, broken = free <= limit, torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.bool)
     for part, how in ((few, dict(boxes=4 * 2**limit // 512, method="crown")), (~few, dict(boxes=1, **proof))):
         if part.any():
@@ -356,9 +371,9 @@ def decided(
 def hard_limit(p, plan, nets, keys, test, refresh=False) -> list[dict]:
     "`decided` for every network with a layer, behind α = ∞, radius by radius."
     data, limit, proof = test.subset(plan["few"]), plan["limit"], plan["proof"]
-    x, y, rows = data.floats(), data.y, []
+    x, y, rows = data.floats(device=p.device), data.y.to(p.device), []
     for m in (m for m in nets if hasattr(nets[m], "quantize")):
-        for e in plan["radii"][1:5]:
+        for e in plan["radii"][1:4]:
             content = {"model": keys[m], "data": data.fingerprint, "eps": e, "limit": limit, **proof}
             rows.append({"model": m, "eps": e, **small_run("hard", content, refresh, decided, with_alpha(nets[m], math.inf), x, y, e, limit, proof)})
     return rows
@@ -381,13 +396,14 @@ def free_pixels(
     S,  # quantization layer
     x: Tensor,  # (N, C, H, W) images in [0, 1]
     radii: tuple,  # l∞ radii
-) -> list[dict]:  # rows: eps, values of an image; how many can move and how many can cross a threshold (means); few: share of images where at most ten can
+    limit: int = 16,  # what counts as few
+) -> list[dict]:  # rows: eps, limit, values of an image; how many can move and how many can cross a threshold (means); few: share of images where at most `limit` can
     "What the ball looks like behind the layer."
     rows = []
     for e in radii:
         lo, hi = S.reachable_box(x, e)
         free, crossing = ((hi - lo > least).flatten(1).sum(1).double() for least in (0, 0.5 / S.K))
-        rows.append({"eps": e, "values": x[0].numel(), "free": round(float(free.mean()), 3), "crossing": round(float(crossing.mean()), 3), "few": round(float((crossing <= 10).double().mean()), 4)})
+        rows.append({"eps": e, "values": x[0].numel(), "free": round(float(free.mean()), 3), "crossing": round(float(crossing.mean()), 3), "limit": limit, "few": round(float((crossing <= limit).double().mean()), 4)})
     return rows
 
 
@@ -399,25 +415,14 @@ def sane(p, plan, nets, keys, test, refresh=False) -> list[dict]:
 
 
 def briefly(p, plan, fit, test, refresh=False) -> list[tuple]:
-    "NSQ and FGSM-RS with a part of their iterations: (recipe, radius → not broken by the box attack, False)."
+    "Recipes with a part of their iterations: (recipe, radius → not broken by the box attack, False)."
     data, found = test.subset(plan["n_suite"]), []
     x, y, how = data.floats(device=p.device), data.y.to(p.device), dict(seed=p.seed, device=p.device, precision=plan["precision"], refresh=refresh)
-    for t, share in [(t, share) for t in p.train if t.model in ("nsq", "fgsm_rs") for share in plan["budgets"]]:
-        short = replace(t, iterations=max(1, round(share * t.iterations)))
-        net = train(short, fit, p.device, refresh)[0]
+    for short in [replace(t, iterations=max(1, round(share * t.iterations))) for t in p.train for share in plan["budgets"].get(t.model, ())]:
+        net = train(short, fit, p.device)[0]
         clean = judged(net, x, x, y, 0.0).correct.cpu().numpy()
-        found.append((short, left_of(cascade({t.model: net}, t.model, {t.model: train_key(short, fit.fingerprint)}, data, plan["box"], plan["suite_radii"], {e: clean for e in plan["suite_radii"]}, **how)), False))
+        found.append((short, left_of(cascade({short.model: net}, short.model, {short.model: train_key(short, fit.fingerprint)}, data, plan["box"], plan["suite_radii"], {e: clean for e in plan["suite_radii"]}, **how)), False))
     return found
-
-
-def lead(
-    ok: np.ndarray,  # (N,) bool: outcomes of one model
-    other: np.ndarray,  # (N,) bool: of another, on the same images
-) -> list[float]:  # how much larger the first share is, and its 95 % interval (normal approximation for paired shares)
-    "Difference of two accuracies on the same images: only images that the two judge differently count."
-    b, c, n = int((ok & ~other).sum()), int((~ok & other).sum()), len(ok)
-    half = 1.959964 * math.sqrt(max(b + c - (b - c) ** 2 / n, 0)) / n
-    return [(b - c) / n, (b - c) / n - half, (b - c) / n + half]
 
 
 def time_and_robustness(
@@ -425,39 +430,39 @@ def time_and_robustness(
     attacked: list,  # (recipe, radius → (N,) bool: not broken, whether by the whole suite)
     fit,  # training `Dataset`
     refresh: bool = False,  # measure again
-) -> list[dict]:  # rows: model, eps, iterations, suite, seconds (median, fastest and slowest of the turns), correct, n, accuracy, low, high, lead over NSQ
+) -> tuple[list[dict], dict]:  # rows: model, eps, iterations, suite, seconds (median, fastest and slowest of the turns), correct, n, accuracy, low, high, outcomes; where it was timed
     "Worst-case accuracy beside the time the training takes on this device: seconds per iteration, all models measured in turns, times iterations."
     how = dict(rounds=3, iterations=2) if p.scale == "smoke" else dict(rounds=7, iterations=3)
     cost, rows = training_cost(p.train, fit, p.device, refresh, **how), []
-    nsq = next((left for t, left, _ in attacked if t.model == "nsq"), None)
     for t, left, all_attacks in attacked:
         turns = [s * t.iterations for s in cost["seconds_per_iteration"][t.model]]
         for e, ok in left.items():
             low, high = wilson(k := int(ok.sum()), len(ok))
             rows.append({"model": t.model, "eps": e, "iterations": t.iterations, "suite": all_attacks, "seconds": round(float(np.median(turns)), 2), "fastest": round(min(turns), 2), "slowest": round(max(turns), 2),
-                         "correct": k, "n": len(ok), "accuracy": k / len(ok), "low": low, "high": high, "lead": lead(ok, nsq[e]) if nsq else None})
-    return rows
+                         "correct": k, "n": len(ok), "accuracy": k / len(ok), "low": low, "high": high, "outcomes": records.pack(ok)})
+    return rows, cost["provenance"]
 
 # %% ../nbs/adaptive.ipynb #5f3e6e9b
 def run(
     data_root: str | None = None,  # folder of the data
     download: bool = False,  # fetch them if they are not there
     refresh: bool = False,  # attack again
-    compute: bool = True,  # False: use only curves of the experiment's page that are there
     **parameters,  # of this notebook
 ) -> dict:  # p, plan, test, and the results of each part: box, suite, certificates, hard, arithmetic, sanity, time
     "Everything of this page that costs time. Raises ValueError or FileNotFoundError before any work if it cannot be done."
     p, plan = protocol(**parameters)
+    if lacks := [m for m in ("torchattacks", "foolbox") if "suite" in plan["parts"] and find_spec(m) is None]:
+        raise ModuleNotFoundError(f"the suite needs {' and '.join(lacks)}: pip install 'nsq-repro[dev]', or leave it out with parts")
     fit, test = import_module(f"nsq_repro.{plan['experiment']}").datasets(p, data_root, download)
-    nets, trained, evaluated = run_protocol(p, fit, test, compute=compute)
+    nets, trained, evaluated = run_protocol(p, fit, test)
     keys, do = {t.model: train_key(t, fit.fingerprint) for t in p.train}, lambda part: part in plan["parts"]
     box, suite = attacks_from_above(p, plan, nets, keys, evaluated, test, refresh)
     attacked = {m: left_of(box[m]) for m in nets}
     out = {"p": p, "plan": plan, "test": test, "trained": trained, "box": box, "suite": suite, "certificates": {}}
     layer = next((net.quantize for net in nets.values() if hasattr(net, "quantize")), None)
-    out["free"] = free_pixels(layer, test.subset(plan["n_test"]).floats(device=p.device), plan["radii"]) if layer else []
+    out["free"] = free_pixels(layer, test.subset(plan["n_test"]).floats(device=p.device), plan["radii"], plan["limit"]) if layer else []
     if do("certificates"): out["certificates"] = proofs_from_below(plan, nets, keys, attacked, test, refresh)
-    if do("hard") and out["certificates"]: out["hard"] = hard_limit(p, plan, nets, keys, test, refresh)
+    if do("hard") and any(bounded(net) and hasattr(net, "quantize") for net in nets.values()): out["hard"] = hard_limit(p, plan, nets, keys, test, refresh)
     if do("arithmetic"): out["arithmetic"] = arithmetic(p, plan, nets, keys, test, refresh)
     if do("sanity"): out["sanity"] = sane(p, plan, nets, keys, test, refresh)
     if do("time"): out["time"] = time_and_robustness(p, [*((t, kept(out, t.model, suite=True), t.model in suite) for t in p.train), *briefly(p, plan, fit, test, refresh)], fit, refresh)
@@ -499,9 +504,9 @@ def suite_record(
     for m, suite in out["suite"].items():
         box, clean = out["box"][m], records.unpack(out["box"][m]["clean"], out["box"][m]["n"])[:n]
         start, after = ({e: records.unpack(box[k][f"{e:g}"], box["n"])[:n] for e in suite["eps"]} for k in ("start", "left"))
-        end = left_of(suite)
+        end, final = left_of(suite), kept(out, m, suite=True)
         for e in suite["eps"]:
             rows += [{"model": m, "eps": e, "attack": a, "given": int(b.sum()), "broken": int((b & ~c).sum())} for a, b, c in (("PGD and BPDA", clean, start[e]), ("box attack", start[e], after[e]))]
             rows += [{"model": m, **{k: r[k] for k in ("eps", "attack", "given", "broken")}} for r in suite["rows"] if r["eps"] == e]
-            rows.append({"model": m, "eps": e, "attack": "all", "given": int(clean.sum()), "broken": int((clean & ~end[e]).sum())})
+            rows += [{"model": m, "eps": e, "attack": a, "given": int(b.sum()), "broken": int((b & ~c).sum())} for a, b, c in (("search for a proof", end[e], final[e]), ("all", clean, final[e]))]
     return {**made(out, n), "attacks": rows}

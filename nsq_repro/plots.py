@@ -702,6 +702,10 @@ def fig_effects(
 def _scaled(eps, unit):
     return f"{eps * unit:g}/255" if unit == 255 else f"{eps:g}"
 
+def _attacked_there(top, n):
+    "What attacks left of the first n images, in %."
+    return [100 * a for a in top["accuracy"]] if n == top["n"] else [100 * records.unpack(o, top["n"])[:n].mean() for o in top["outcomes"]]
+
 @styled
 def fig_bracket(
     record: dict,  # series with accounting 'attacked' and 'certified', and 'eps_unit'
@@ -715,7 +719,7 @@ def fig_bracket(
     for ax, (m, kind) in zip(axes.flat, looks.items()):
         top, low = found[m, "attacked"], found.get((m, "certified"))
         x = np.asarray(top["eps"]) * unit
-        if low: ax.fill_between(x, 100 * np.asarray(low["accuracy"]), 100 * np.asarray(top["accuracy"]), facecolor="none", edgecolor="#C8C8C8", hatch="////", lw=0)
+        if low: ax.fill_between(x, 100 * np.asarray(low["accuracy"]), _attacked_there(top, low["n"]), facecolor="none", edgecolor="#C8C8C8", hatch="////", lw=0)
         for s, line in ((top, "-"), (low, (0, (3.2, 1.6)))):
             if s:
                 ax.fill_between(x, 100 * np.asarray(s["low"]), 100 * np.asarray(s["high"]), color=kind["color"], alpha=.16, lw=0)
@@ -723,9 +727,11 @@ def fig_bracket(
         ax.set(title=kind["label"], ylim=(0, 100), xlim=(0, x.max()))
     for ax in axes[:, 0]: ax.set_ylabel("accuracy (%)")
     for i in range(columns): max((a for a in axes[:, i] if a.axison), key=lambda a: -a.get_position().y0).set_xlabel("$\\varepsilon$ (grey levels of 255)" if unit == 255 else "$\\varepsilon$")
-    fig.legend(handles=[Line2D([], [], color=GREY, marker="o", mew=0, label="no attack broke it (upper bound)"), Line2D([], [], color=GREY, ls=(0, (3.2, 1.6)), marker="o", mfc="white", label="proven (lower bound)"),
-                        Patch(facecolor="none", edgecolor="#C8C8C8", hatch="////", label="not known")], loc="outside upper center", ncols=3, borderaxespad=.2)
-    _footnote(fig, f"{caption(record)} Union of all attacks, image by image; bands: 95 % Wilson intervals.")
+    below, few = [s for s in record["series"] if s["accounting"] == "certified"], [(LABELS[s["model"]], s["n"]) for s in record["series"] if s["accounting"] == "certified" and s["n"] != found[s["model"], "attacked"]["n"]]
+    fig.legend(handles=[Line2D([], [], color=GREY, marker="o", mew=0, label="no attack broke it (upper bound)"), *([Line2D([], [], color=GREY, ls=(0, (3.2, 1.6)), marker="o", mfc="white", label="proven (lower bound)"),
+                        Patch(facecolor="none", edgecolor="#C8C8C8", hatch="////", label="not known")] if below else [])], loc="outside upper center", ncols=3, borderaxespad=.2)
+    fewer = f" Proofs on the first {few[0][1]} images for {', '.join(m for m, _ in few)}." if few else ""
+    _footnote(fig, f"{caption(record)} Union of all attacks, image by image; bands: 95 % Wilson intervals.{fewer}")
     return fig
 
 # %% ../nbs/plots.ipynb #aaa606fb
@@ -739,8 +745,7 @@ def bracket_rows(
         there = low["n"] if low else 0
         for i, e in enumerate(top["eps"]):
             sides = {f"{a}{end}": round(100 * s[k][i], 2) if s else None for a, s in (("attacked", top), ("certified", low)) for end, k in (("", "accuracy"), ("_low", "low"), ("_high", "high"))}
-            same = sides["attacked"] if there in (0, top["n"]) else round(100 * records.unpack(top["outcomes"][i], top["n"])[:there].mean(), 2)
-            rows.append({"model": m, "eps": e, "n": top["n"], **sides, "n_certified": there, "attacked_there": same if there else None})
+            rows.append({"model": m, "eps": e, "n": top["n"], **sides, "n_certified": there, "attacked_there": round(_attacked_there(top, there)[i], 2) if there else None})
     return rows
 
 def bracket_table(
@@ -762,7 +767,7 @@ def free_table(
     "How many values of an image an attacker can move, behind the layer."
     unit, rows = record["eps_unit"], record["free"]
     cells = [{"eps": _scaled(r["eps"], unit), **{k: f"{r[k]:.1f} ({100 * r[k] / r['values']:.2f} %)" for k in ("free", "crossing")}, "few": f"{100 * r['few']:.1f}"} for r in rows]
-    return table_markdown(cells, {"eps": "ε", "free": "can move", "crossing": "can cross a threshold", "few": "% of images with at most ten such"}) + \
+    return table_markdown(cells, {"eps": "ε", "free": "can move", "crossing": "can cross a threshold", "few": f"% of images with at most {rows[0]['limit']} such"}) + \
         f"\n\nValues of an image ({rows[0]['values']:,}), mean; in brackets their share. {caption(record)}"
 
 # %% ../nbs/plots.ipynb #92c04703
@@ -844,14 +849,19 @@ def fig_time(
 def time_sentence(
     record: dict,  # that of `fig_time`
 ) -> str:  # one sentence
-    "NSQ beside the trainings with an adversary, at the largest ε."
+    "NSQ beside the trainings with an adversary, at the largest ε, on the same images."
+    from nsq_repro.claims import paired_difference
     e = max(r["eps"] for r in record["points"])
-    rows = {r["model"]: r for r in sorted(record["points"], key=lambda r: r["seconds"]) if r["eps"] == e}
+    rows = sorted((r for r in record["points"] if r["eps"] == e), key=lambda r: (r["iterations"], r["seconds"]))
+    whole, bits = {r["model"]: r for r in rows}, lambda r: records.unpack(r["outcomes"], r["n"])
     say = lambda r: f"{LABELS[r['model']]} keeps {100 * r['accuracy']:.1f} % ({100 * r['low']:.1f}–{100 * r['high']:.1f}) after {r['seconds']:,.0f} s of training"
-    parts = [say(rows[m]) for m in ("nsq", "fgsm_rs", "pgd") if m in rows]
-    gap = "{:+.1f} points ({:+.1f} to {:+.1f})".format(*(100 * v for v in rows["pgd"]["lead"])) if "pgd" in rows and rows["pgd"].get("lead") else None
-    end = f"; {LABELS['pgd']} minus {LABELS['nsq']}, on the same images: {gap}" if gap else ""
-    return f"On {rows[next(iter(rows))]['n']:,} images of {record['data']['title']} at ε = {_scaled(e, record['eps_unit'])}, under every attack together, " + ", ".join(parts) + end + f" ({record['provenance']['device']}, scale {record['scale']})."
+    where = f"{whole['nsq']['n']:,} images of {record['data']['title']} at ε = {_scaled(e, record['eps_unit'])}"
+    text = f"On {where}, under every attack together, " + ", ".join(say(whole[m]) for m in ("nsq", "fgsm_rs", "pgd") if m in whole)
+    if "pgd" in whole:
+        d = paired_difference(bits(whole["pgd"]), bits(whole["nsq"]))
+        answer = "yes, for the last points" if d["low"] > 0 else "no" if d["high"] < 0 else "not decided"
+        text += f". PGD-Defense less NSQ: {100 * d['value']:+.1f} points ({100 * d['low']:+.1f} to {100 * d['high']:+.1f}). So is PGD training necessary? Here: {answer}"
+    return f"{text} ({record['provenance']['device']}, scale {record['scale']})."
 
 # %% ../nbs/plots.ipynb #db5feee8
 def images_to_text(
