@@ -155,6 +155,18 @@ def test_what_a_search_for_a_proof_breaks_counts_as_broken(setting):
     assert all(v.all() for v in adaptive.kept({**out, "certificates": {}}, "nsq").values())
 
 
+def test_what_the_suite_breaks_is_broken_everywhere(setting):
+    nets, keys, data = setting
+    box = adaptive.cascade(nets, "nsq", keys, data, [], RADII, everything())
+    before = {e: np.ones(10, bool) for e in RADII[1:]}
+    before[RADII[1]][3] = before[RADII[2]][3] = False
+    suite = adaptive.cascade(nets, "nsq", keys, data.subset(10), [], RADII[1:], before)
+    out = {"box": {"nsq": box}, "suite": {"nsq": suite}, "certificates": {}, "plan": {"n_test": N, "n_suite": 10, "suite_radii": RADII[1:]}}
+    upper = adaptive.kept(out, "nsq")
+    assert [np.flatnonzero(~upper[e]).tolist() for e in RADII] == [[], [3], [3]] and len(upper[RADII[0]]) == N
+    assert all((v == upper[e][:10]).all() for e, v in adaptive.kept(out, "nsq", suite=True).items())
+
+
 def test_networks_without_bounds_are_not_certified(setting):
     nets, keys, data = setting
     odd = SoftQuantNet(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Tanh(), torch.nn.Linear(16, 4)), SoftQuantize(1, 1000.0)).eval()
