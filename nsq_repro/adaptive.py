@@ -257,8 +257,8 @@ SUITE_RADII = {"mnist": (0.1, 0.2, 0.3), "cifar": (2 / 255, 4 / 255, 8 / 255)}
 PRESETS = {
     "smoke": dict(models=("nsq", "pgd"), radii={"mnist": (0.02, 0.1, 0.3), "cifar": (2 / 255, 8 / 255)}, n_test=20, n_suite=8, box=_box(8), proof=dict(method="crown"), boxes=3, n_proof=4, closely=MODELS, budgets={"nsq": (0.5,)}, limit=8, few=8, steps=5, precision="fp32",
                   suite=_suite(4, 3, 20, (2, 3), {"spsa": {"steps": 2, "samples": 8}, "hopskipjump": {"steps": 1}, "eot": {"steps": 4, "draws": 2}, "annealed": {"steps": 4}})),
-    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full", hopeless=(35.0, 1.0)), boxes=(15, 15, 15, 1, 1, 1, 1, 1), n_proof=50, closely=("nsq", "pgd", "fgsm_rs"), budgets={"nsq": (0.5,), "fgsm_rs": (0.5,), "pgd": (0.25,)}, limit=16, few=100, steps=100, precision="bf16", parts={"mnist": PARTS, "cifar": ()}),
-    "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full"), boxes=100, n_proof=1000, closely=MODELS, budgets={"nsq": (0.5,), "fgsm_rs": (0.5,), "pgd": (0.25,)}, limit=16, few=1000, steps=100, precision="fp32"),
+    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full", hopeless=(35.0, 1.0)), boxes=(15, 15, 15, 1, 1, 1, 1, 1), n_proof=50, closely=("nsq", "pgd", "fgsm_rs"), budgets={"nsq": (0.5,), "pgd": (0.25,)}, limit=16, few=100, steps=100, precision="bf16", parts={"mnist": PARTS, "cifar": ()}),
+    "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full"), boxes=100, n_proof=1000, closely=MODELS, budgets={"nsq": (0.5,), "pgd": (0.25,)}, limit=16, few=1000, steps=100, precision="fp32"),
 }
 
 # %% ../nbs/adaptive.ipynb #9e37e586
@@ -369,10 +369,10 @@ def decided(
 
 
 def hard_limit(p, plan, nets, keys, test, refresh=False) -> list[dict]:
-    "`decided` for every network with a layer, behind α = ∞, radius by radius."
+    "`decided` for networks with a layer, behind α = ∞, radius by radius."
     data, limit, proof = test.subset(plan["few"]), plan["limit"], plan["proof"]
     x, y, rows = data.floats(device=p.device), data.y.to(p.device), []
-    for m in (m for m in nets if hasattr(nets[m], "quantize")):
+    for m in (m for m in nets if hasattr(nets[m], "quantize") and m in plan["closely"]):
         for e in plan["radii"][1:4]:
             content = {"model": keys[m], "data": data.fingerprint, "eps": e, "limit": limit, **proof}
             rows.append({"model": m, "eps": e, **small_run("hard", content, refresh, decided, with_alpha(nets[m], math.inf), x, y, e, limit, proof)})
@@ -380,14 +380,14 @@ def hard_limit(p, plan, nets, keys, test, refresh=False) -> list[dict]:
 
 # %% ../nbs/adaptive.ipynb #72088fcb
 def arithmetic(p, plan, nets, keys, test, refresh=False) -> dict:
-    "Shares of zero gradients for every model and ε, and PGD with four gradients for NSQ and SQ."
+    "Shares of zero gradients for every model and ε, and PGD with four gradients for those with a layer that are looked at closely."
     data, how = test.subset(plan["few"]), dict(steps=plan["steps"], step_size=p.attacks[0].step_size)
     x, y, zero, table = data.floats(device=p.device), data.y.to(p.device), [], []
     for m in nets:
         for e in plan["suite_radii"]:
             content = {"model": keys[m], "data": data.fingerprint, "eps": e}
             zero.append({"model": m, "eps": e, "n": len(y), **small_run("zeros", content, refresh, zero_gradient_share, nets[m], x, y, e)})
-            if m in ("nsq", "sq"):
+            if hasattr(nets[m], "quantize") and m in plan["closely"]:
                 table += [{"model": m, "eps": e, **r} for r in small_run("gradients", content | how, refresh, gradient_table, nets[m], x, y, e, **how)]
     return {"zero": zero, "gradients": table}
 
