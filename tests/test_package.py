@@ -80,7 +80,7 @@ def test_imports_have_cells_of_their_own(path):
     assert not mixed or not any("#| export" in "".join(c["source"]) for c in cells), mixed
 
 
-@pytest.mark.parametrize("table", ["mnist-accuracy", "cifar-accuracy"])
+@pytest.mark.parametrize("table", ["mnist-accuracy", "cifar-accuracy", "mnist-bracket-values"])
 def test_readme_shows_the_recorded_numbers(table):
     "The results in the README are the committed table, line by line; nothing is typed."
     readme, found = (ROOT/"README.md").read_text(encoding="utf-8"), ROOT/"figures"/"cpu"/f"{table}.md"
