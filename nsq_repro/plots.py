@@ -726,7 +726,10 @@ def fig_bracket(
                 ax.plot(x, 100 * np.asarray(s["accuracy"]), color=kind["color"], ls=line, marker=kind["marker"], mfc=kind["color"] if s is top else "white", mew=0 if s is top else .9, ms=3.2, clip_on=False)
         ax.set(title=kind["label"], ylim=(0, 100), xlim=(0, x.max()))
     for ax in axes[:, 0]: ax.set_ylabel("accuracy (%)")
-    for i in range(columns): max((a for a in axes[:, i] if a.axison), key=lambda a: -a.get_position().y0).set_xlabel("$\\varepsilon$ (grey levels of 255)" if unit == 255 else "$\\varepsilon$")
+    for i in range(columns):
+        lowest = [a for a in axes[:, i] if a.axison][-1]
+        lowest.set_xlabel("$\\varepsilon$ (grey levels of 255)" if unit == 255 else "$\\varepsilon$")
+        lowest.tick_params(labelbottom=True)
     below, few = [s for s in record["series"] if s["accounting"] == "certified"], [(LABELS[s["model"]], s["n"]) for s in record["series"] if s["accounting"] == "certified" and s["n"] != found[s["model"], "attacked"]["n"]]
     fig.legend(handles=[Line2D([], [], color=GREY, marker="o", mew=0, label="no attack broke it (upper bound)"), *([Line2D([], [], color=GREY, ls=(0, (3.2, 1.6)), marker="o", mfc="white", label="proven (lower bound)"),
                         Patch(facecolor="none", edgecolor="#C8C8C8", hatch="////", label="not known")] if below else [])], loc="outside upper center", ncols=3, borderaxespad=.2)
@@ -834,11 +837,11 @@ def fig_time(
             rows = sorted((r for r in record["points"] if (r["model"], r["eps"]) == (m, e)), key=lambda r: r["seconds"])
             t, v = [r["seconds"] for r in rows], [100 * r["accuracy"] for r in rows]
             bars = [[a - 100 * r["low"] for a, r in zip(v, rows)], [100 * r["high"] - a for a, r in zip(v, rows)]]
-            ax.errorbar(t, v, yerr=bars, xerr=[[a - r["fastest"] for a, r in zip(t, rows)], [r["slowest"] - a for a, r in zip(t, rows)]], color=k["color"], marker=k["marker"], mfc="white", lw=.9, capsize=2, clip_on=False)
+            ax.errorbar(t, v, yerr=bars, xerr=[[a - r["fastest"] for a, r in zip(t, rows)], [r["slowest"] - a for a, r in zip(t, rows)]], color=k["color"], marker=k["marker"], mfc="white", lw=.9, capsize=2)
             whole = [r for r in rows if r["suite"]]
-            ax.plot([r["seconds"] for r in whole], [100 * r["accuracy"] for r in whole], color=k["color"], marker=k["marker"], ls="none", zorder=5, clip_on=False)
-        ax.set(title=f"$\\varepsilon$ = {_scaled(e, record['eps_unit'])}", xscale="log", ylim=(0, 100), xlabel="training time (s)")
-        ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+            ax.plot([r["seconds"] for r in whole], [100 * r["accuracy"] for r in whole], color=k["color"], marker=k["marker"], ls="none", zorder=5)
+        ax.set(title=f"$\\varepsilon$ = {_scaled(e, record['eps_unit'])}", xscale="log", ylim=(-3, 103), xlabel="training time (s)")
+        ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 3)))
         ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda t, _: f"{t:,g}"))
         ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     axes[0, 0].set_ylabel("accuracy (%), worst case")
@@ -857,10 +860,12 @@ def time_sentence(
     say = lambda r: f"{LABELS[r['model']]} keeps {100 * r['accuracy']:.1f} % ({100 * r['low']:.1f}–{100 * r['high']:.1f}) after {r['seconds']:,.0f} s of training"
     where = f"{whole['nsq']['n']:,} images of {record['data']['title']} at ε = {_scaled(e, record['eps_unit'])}"
     text = f"On {where}, under every attack together, " + ", ".join(say(whole[m]) for m in ("nsq", "fgsm_rs", "pgd") if m in whole)
-    if "pgd" in whole:
-        d = paired_difference(bits(whole["pgd"]), bits(whole["nsq"]))
-        answer = "yes, for the last points" if d["low"] > 0 else "no" if d["high"] < 0 else "not decided"
-        text += f". PGD-Defense less NSQ: {100 * d['value']:+.1f} points ({100 * d['low']:+.1f} to {100 * d['high']:+.1f}). So is PGD training necessary? Here: {answer}"
+    rivals = [r for r in rows if r["model"] in ("pgd", "fgsm_rs") and r["seconds"] <= whole["nsq"]["seconds"]]
+    for name, r in (("in all", whole.get("pgd")), ("with no more training time than NSQ", max(rivals, key=lambda r: r["accuracy"], default=None))):
+        if r:
+            d = paired_difference(bits(r), bits(whole["nsq"]))
+            text += f". {LABELS[r['model']]} ({r['iterations']:,} iterations, {r['seconds']:,.0f} s{'' if r['suite'] else '; without the suite'}) less NSQ, {name}: {100 * d['value']:+.1f} points ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})"
+    if rivals: text += ". Is training with an adversary worth its time here? " + ("Yes" if d["low"] > 0 else "No" if d["high"] < 0 else "Not decided")
     return f"{text} ({record['provenance']['device']}, scale {record['scale']})."
 
 # %% ../nbs/plots.ipynb #db5feee8
