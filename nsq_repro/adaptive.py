@@ -94,7 +94,7 @@ def crafted(
     if kind == "hopskipjump": options["starts"] = others
     return standard_attack(kind, model, x, y, eps, seed=seed, **options).x
 
-
+# %% ../nbs/adaptive.ipynb #f0655fc2
 def unbroken(
     attack: dict,  # one attack
     nets: dict,  # networks by name
@@ -182,7 +182,7 @@ def bounded(
     try: return bool(layers_of(getattr(model, "features", model)))
     except ValueError: return False
 
-
+# %% ../nbs/adaptive.ipynb #382da3ac
 def certified(
     model,  # a network in eval mode
     key: dict,  # what names it
@@ -406,7 +406,7 @@ def free_pixels(
         rows.append({"eps": e, "values": x[0].numel(), "free": round(float(free.mean()), 3), "crossing": round(float(crossing.mean()), 3), "limit": limit, "few": round(float((crossing <= limit).double().mean()), 4)})
     return rows
 
-
+# %% ../nbs/adaptive.ipynb #de30cc7d
 def sane(p, plan, nets, keys, test, refresh=False) -> list[dict]:
     "Records of `sanity_record` at the largest radius of the suite."
     data, e = test.subset(max(plan["few"] // 2, 1)), plan["suite_radii"][-1]
@@ -424,7 +424,7 @@ def briefly(p, plan, fit, test, refresh=False) -> list[tuple]:
         found.append((short, left_of(cascade({short.model: net}, short.model, {short.model: train_key(short, fit.fingerprint)}, data, plan["box"], plan["suite_radii"], {e: clean for e in plan["suite_radii"]}, **how)), False))
     return found
 
-
+# %% ../nbs/adaptive.ipynb #3ab7b46e
 def time_and_robustness(
     p,  # `Protocol`
     attacked: list,  # (recipe, radius → (N,) bool: not broken, whether by the whole suite)

@@ -849,6 +849,7 @@ def fig_time(
     _footnote(fig, f"{caption(record)} Union of all attacks, image by image (open markers: without the suite); bars: 95 % Wilson intervals, and the range of the timing's turns.")
     return fig
 
+# %% ../nbs/plots.ipynb #c56c73aa
 def time_sentence(
     record: dict,  # that of `fig_time`
 ) -> str:  # one sentence
