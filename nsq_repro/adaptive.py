@@ -231,7 +231,7 @@ def proofs_from_below(
 ) -> dict:  # records of `certified` by model; none for networks without bounds
     "Certificates of all networks."
     done = {}
-    for m in (m for m in nets if m in plan["closely"]):
+    for m in nets:
         data = test.subset(plan["n_test"] if m == "nsq" else min(plan["n_proof"], plan["n_test"]))
         done[m] = certified(nets[m], keys[m], data, plan["radii"], {e: v[:len(data)] for e, v in attacked[m].items()}, plan["boxes"], refresh, **plan["proof"])
     return {m: c for m, c in done.items() if c}
