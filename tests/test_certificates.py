@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from nsq_repro.attacks import pgd
 from nsq_repro.certificates import (
-    METHODS, bounds, certify, corners, curves, cut, exact_hard, forward, interval, layers_of, preimage, relu_lines, zonotope_of_box)
+    METHODS, bounds, certify, corners, curves, cut, exact_hard, forward, interval, layers_of, Maximum, maximum, Patches, preimage, Zonotope, zonotope_of_box)
 from nsq_repro.networks import MnistCNN, SoftQuantNet
 from nsq_repro.quantization import SoftQuantize, levels
 
@@ -104,12 +104,11 @@ def test_every_layer_of_the_forward_pass_encloses_and_every_plane_bounds(seed, k
             out = layers[i - 1](v)
             assert (l - 1e-9 <= out).all() and (out <= u + 1e-9).all() and (a - 1e-9 <= out).all() and (out <= b + 1e-9).all()
             if hasattr(trace[-1], "lower"):
-                if isinstance(layers[i - 1], nn.MaxPool2d):
-                    k, (n, c, h, w) = layers[i - 1].kernel_size, v.shape
-                    v = v.view(n, c, h // k, k, w // k, k).permute(0, 1, 3, 5, 2, 4).reshape(n, c, k * k, h // k, w // k)
-                    below, above = (trace[-1].lower * v).sum(2), (trace[-1].upper * v).sum(2)
-                    assert_close(trace[-1].lower.sum(2), torch.ones_like(below)); assert_close(trace[-1].upper.sum(2), torch.ones_like(below))
-                else: below, above = trace[-1].lower * v, trace[-1].upper * v
+                k, (n, c, *size) = layers[i - 1].k, v.shape
+                if k > 1: v = v.view(n, c, size[0] // k, k, size[1] // k, k).permute(0, 3, 5, 1, 2, 4).flatten(1, 2)
+                else: v = v[:, None]
+                below, above = (trace[-1].lower * v).sum(1), (trace[-1].upper * v).sum(1)
+                for w in trace[-1][:2]: assert (w >= 0).all() and (w.sum(1) <= 1 + 1e-12).all() and (layers[i - 1].zero or (w.sum(1) >= 1 - 1e-12).all())
                 assert (below <= out + 1e-9).all() and (out <= above + trace[-1].offset + 1e-9).all()
 
 
@@ -119,11 +118,11 @@ def test_curves_enclose_the_errors_they_stand_for(seed, kind, free, narrow):
     """Not only each unit: every linear functional of the errors has to stay within its bounds, that is what a polytope promises."""
     F, (lo, hi, _, g) = network(seed, "cnn" if kind == "relu-pool" else kind), boxes(seed, n=1, free=free)
     layers = layers_of(F)
-    block = {"cnn": layers[:3], "relu-pool": [layers[0], layers[2], layers[1], nn.Flatten()], "mlp": layers[:3]}[kind]
+    block = {"cnn": layers[:2], "relu-pool": [layers[0], layers[1], nn.Flatten()], "mlp": layers[:3]}[kind]
     if free > 1: hi = torch.where(torch.rand(hi.shape, generator=g) < .4, lo + narrow * (hi - lo), hi)
     box, z = zonotope_of_box(lo, hi), forward([*block, layers[-1]], lo, hi)[0]
     c = curves(block, box, z)
-    assert (c.r <= z.r + 1e-12).all() and (len(c.sizes) == 0) == (c.V is None) and sum(c.sizes) == (0 if c.V is None else len(c.V))
+    assert (c.r <= z.r + 1e-12).all() and (c.V is None or sum(c.V.sizes) == len(c.V.P))
     xi = torch.rand(2000, 1, 6, 6, generator=g, dtype=torch.float64)
     xi[:1000] = (xi[:1000] * 2).round() / 2
     affine = c.c + torch.einsum("tp,p...->t...", (2 * xi - 1).flatten(1)[:, box.G.flatten(1).nonzero()[:, 1]], c.G[:len(box.own)])
@@ -132,7 +131,8 @@ def test_curves_enclose_the_errors_they_stand_for(seed, kind, free, narrow):
     probe.weight.data = torch.randn(300, e.shape[1], generator=g, dtype=torch.float64)
     probe.weight.data[:e.shape[1]] = torch.eye(e.shape[1], dtype=torch.float64)[:300]
     probe.weight.data[150:] *= torch.rand(150, e.shape[1], generator=g) < 3 / e.shape[1]  # few units at a time
-    l, u = c._replace(c=0 * c.c, G=0 * c.G).map(lambda t: t.flatten(1)).affine(probe).bounds()
+    c = c._replace(c=0 * c.c, G=0 * c.G)
+    l, u = (c.flatten(whole=False) if c.c.dim() > 2 else c).affine(probe).bounds()
     assert (probe(e) >= l - 1e-9).all() and (probe(e) <= u + 1e-9).all()
 
 
@@ -140,21 +140,42 @@ def test_curves_of_one_pixel_leave_a_fraction_of_the_error():
     lo, hi, _, _ = boxes(1, n=1, free=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        block = [nn.Flatten(), nn.Linear(36, 400).double(), nn.ReLU()]
+        block = [nn.Flatten(), nn.Linear(36, 400).double(), Maximum(1, True)]
     hi, lo = torch.where(hi > lo, 1., lo), torch.where(hi > lo, 0., lo)  # one pixel from 0 to 1
     z = forward([*block, nn.Linear(400, 2).double()], lo, hi)[0]
     c = curves(block, zonotope_of_box(lo, hi), z)
-    assert c.sizes and z.r.sum() > 0 and c.r.sum() < z.r.sum() / 4
+    assert c.V.sizes and z.r.sum() > 0 and c.r.sum() < z.r.sum() / 4
 
 
-def test_relu_lines_bound_and_touch():
+def test_a_rectifier_gets_the_line_of_crown():
     g = torch.Generator().manual_seed(0)
     l, u = (3 * torch.randn(2, 2000, generator=g, dtype=torch.float64)).sort(0).values
-    s, t, lam = relu_lines(l, u)
+    l, u = torch.cat([l, torch.tensor([0., -1., -1., 1., 0.])])[None], torch.cat([u, torch.tensor([1., 0., -.5, 2., 0.])])[None]
+    _, (lam, s, t) = maximum(Zonotope((l + u) / 2, l[:0], (u - l) / 2, torch.zeros(0, dtype=torch.long)), Maximum(1, True))
+    lam, s = lam[:, 0], s[:, 0]
     for d in torch.linspace(0, 1, 33, dtype=torch.float64)[:, None] * (u - l) + l:
         assert (lam * d <= d.relu() + 1e-12).all() and (d.relu() <= s * d + t + 1e-12).all()
-    assert_close(s * u + t, u.relu()); assert_close(s * l + t, l.relu())
-    assert [v.tolist() for v in relu_lines(torch.tensor([0., -1., -1., 1., 0.]), torch.tensor([1., 0., -.5, 2., 0.]))] == [[1, 0, 0, 1, 1], [0] * 5, [1, 0, 0, 1, 1]]
+    mixed = (l < 0) & (u > 0)
+    assert_close((s * u + t)[mixed], u[mixed]); assert_close((s * l + t)[mixed], 0 * l[mixed]); assert_close(lam[mixed], (u > -l).double()[mixed])
+    assert (t[~mixed] == 0).all() and torch.equal(s[0, -5:-1], torch.tensor([1., 0., 0., 1.], dtype=torch.float64))
+
+
+@few
+@given(seeds, st.sampled_from([(1, True), (2, True), (2, False), (3, True)]), st.booleans())
+def test_a_maximum_is_between_its_planes_at_every_point_of_the_set(seed, kind, errors):
+    g = torch.Generator().manual_seed(seed)
+    new = lambda *s: torch.randn(*s, generator=g, dtype=torch.float64)
+    z, layer = Zonotope(new(1, 3, 6, 6), new(5, 3, 6, 6), .2 * new(1, 3, 6, 6).abs(), torch.zeros(5, dtype=torch.long)), Maximum(*kind)
+    if errors: z = z._replace(E=Patches(new(4, 3, 2, 3), (1, 3), ((0, 1), (4, 4)), (6, 6)), V=Patches(new(6, 3, 3, 3), (2, 4), ((-1, 2), (2, 2)), (6, 6)))
+    m, planes = maximum(z, layer)
+    for _ in range(40):
+        v = z.c + torch.einsum("m,m...->...", new(5).sign(), z.G) + z.r * new(1, 3, 6, 6).sign()
+        if errors: v = v + torch.einsum("m,m...->...", new(4).sign(), z.E.whole()) + sum(p[torch.randint(len(p), (1,), generator=g)] for p in z.V.whole().split(z.V.sizes))
+        out = layer(v)
+        l, u = m.bounds()
+        entries = v.view(1, 3, 6 // layer.k, layer.k, 6 // layer.k, layer.k).permute(0, 3, 5, 1, 2, 4).flatten(1, 2)
+        assert ((planes.lower * entries).sum(1) <= out + 1e-9).all() and (out <= (planes.upper * entries).sum(1) + planes.offset + 1e-9).all()
+        assert (l <= out + 1e-9).all() and (out <= u + 1e-9).all()
 
 
 def test_zonotope_of_a_box_forgets_nothing():
@@ -276,6 +297,6 @@ def test_wrong_arguments_are_named():
         ("method='ibp'", lambda: certify(hard, x, y, .1, method="ibp")),
         ("alpha = inf", lambda: exact_hard(SoftQuantNet(F, SoftQuantize()), x, y, .1)),
         ("no quantization layer", lambda: exact_hard(F, x, y, .1)),
-        ("does not divide its input", lambda: bounds(nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(1, 4)).double(), x, hi, y, "forward")),
+        ("do not divide an input", lambda: bounds(nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(1, 4)).double(), x, hi, y, "forward")),
     ]:
         with pytest.raises(ValueError, match=message): call()
