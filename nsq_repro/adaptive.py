@@ -257,8 +257,8 @@ SUITE_RADII = {"mnist": (0.1, 0.2, 0.3), "cifar": (2 / 255, 4 / 255, 8 / 255)}
 PRESETS = {
     "smoke": dict(models=("nsq", "pgd"), radii={"mnist": (0.02, 0.1, 0.3), "cifar": (2 / 255, 8 / 255)}, n_test=20, n_suite=8, box=_box(8), proof=dict(method="crown"), boxes=3, n_proof=4, closely=MODELS, budgets={"nsq": (0.5,)}, limit=8, few=8, steps=5, precision="fp32",
                   suite=_suite(4, 3, 20, (2, 3), {"spsa": {"steps": 2, "samples": 8}, "hopskipjump": {"steps": 1}, "eot": {"steps": 4, "draws": 2}, "annealed": {"steps": 4}})),
-    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full", gain=1.25), boxes=(64, 64, 128, 32, 8, 1, 1, 1), n_proof=20, closely=("nsq", "pgd", "fgsm_rs"), budgets={"pgd": (0.25,)}, limit=16, few=60, steps=100, precision="bf16", parts={"mnist": PARTS, "cifar": ()}),
-    "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full", gain=1.25), boxes=100, n_proof=1000, closely=MODELS, budgets={"pgd": (0.25,)}, limit=16, few=1000, steps=100, precision="fp32"),
+    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full", gain=1.25), boxes=(64, 64, 128, 32, 8, 1, 1, 1), n_proof=20, closely=("nsq", "pgd", "fgsm_rs"), budgets={"pgd": (0.25,), "nsq": (0.5,)}, limit=16, few=60, steps=100, precision="bf16", parts={"mnist": PARTS, "cifar": ("hard", "arithmetic", "sanity")}),
+    "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full", gain=1.25), boxes=100, n_proof=1000, closely=MODELS, budgets={"pgd": (0.25,), "nsq": (0.5,)}, limit=16, few=1000, steps=100, precision="fp32"),
 }
 
 # %% ../nbs/adaptive.ipynb #9e37e586
@@ -362,7 +362,7 @@ def decided(
     few, robust, broken = free <= limit, torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.bool)
     for part, how in ((few, dict(boxes=4 * 2**limit // 512, method="crown")), (~few, dict(boxes=1, **proof))):
         if part.any():
-            c = certify(hard, x[part], y[part], eps, leaf=512, **how)
+            c = certify(hard, x[part], y[part], eps, leaf=512 if bounded(hard) else 2**limit, **how)
             robust[part], broken[part] = c.robust, c.broken
     counts = {"few": few, "decided": few & (robust | broken), "robust": robust, "broken": broken, "open": ~robust & ~broken}
     return {"n": len(x), "limit": limit, "pixels": round(float(free.double().mean()), 2), **{k: int(v.sum()) for k, v in counts.items()}}
@@ -370,10 +370,12 @@ def decided(
 
 def hard_limit(p, plan, nets, keys, test, refresh=False) -> list[dict]:
     "`decided` for networks with a layer, behind α = ∞, radius by radius."
-    data, limit, proof = test.subset(plan["few"]), plan["limit"], plan["proof"]
-    x, y, rows = data.floats(device=p.device), data.y.to(p.device), []
+    limit, proof, rows = plan["limit"], plan["proof"], []
     for m in (m for m in nets if hasattr(nets[m], "quantize") and m in plan["closely"]):
-        for e in plan["radii"][1:4]:
+        some = bounded(nets[m])  # without bounds only enumeration is left, which is for few images, at small radii
+        data = test.subset(plan["few"] if some else plan["n_test"])
+        x, y = data.floats(device=p.device), data.y.to(p.device)
+        for e in plan["radii"][1:4] if some else plan["radii"][:3]:
             content = {"model": keys[m], "data": data.fingerprint, "eps": e, "limit": limit, **proof}
             rows.append({"model": m, "eps": e, **small_run("hard", content, refresh, decided, with_alpha(nets[m], math.inf), x, y, e, limit, proof)})
     return rows
@@ -415,7 +417,7 @@ def sane(p, plan, nets, keys, test, refresh=False) -> list[dict]:
 
 
 def briefly(p, plan, fit, test, refresh=False) -> list[tuple]:
-    "Recipes with a part of their iterations: (recipe, radius → not broken by the box attack, False)."
+    "Recipes with another number of iterations: (recipe, radius → not broken by the box attack, False)."
     data, found = test.subset(plan["n_suite"]), []
     x, y, how = data.floats(device=p.device), data.y.to(p.device), dict(seed=p.seed, device=p.device, precision=plan["precision"], refresh=refresh)
     for short in [replace(t, iterations=max(1, round(share * t.iterations))) for t in p.train for share in plan["budgets"].get(t.model, ())]:
@@ -462,7 +464,7 @@ def run(
     layer = next((net.quantize for net in nets.values() if hasattr(net, "quantize")), None)
     out["free"] = free_pixels(layer, test.subset(plan["n_test"]).floats(device=p.device), plan["radii"], plan["limit"]) if layer else []
     if do("certificates"): out["certificates"] = proofs_from_below(plan, nets, keys, attacked, test, refresh)
-    if do("hard") and any(bounded(net) and hasattr(net, "quantize") for net in nets.values()): out["hard"] = hard_limit(p, plan, nets, keys, test, refresh)
+    if do("hard"): out["hard"] = hard_limit(p, plan, nets, keys, test, refresh)
     if do("arithmetic"): out["arithmetic"] = arithmetic(p, plan, nets, keys, test, refresh)
     if do("sanity"): out["sanity"] = sane(p, plan, nets, keys, test, refresh)
     if do("time"): out["time"] = time_and_robustness(p, [*((t, kept(out, t.model, suite=True), t.model in suite) for t in p.train), *briefly(p, plan, fit, test, refresh)], fit, refresh)
@@ -492,7 +494,7 @@ def bracket_record(
             sides = [[v[:c["n"]] for v in (clean, *of.values())] for of in (upper, left_of(c))]
             series += bracket((0.0, *plan["radii"]), *sides, **labels)[1:]
     return {**made(out, plan["n_test"]), "series": series, "attacks": [{"model": m, **r} for m, b in out["box"].items() for r in b["rows"]],
-            "free": out["free"], "proofs": {m: {"boxes": c["boxes"], **c["cells"]} for m, c in out["certificates"].items()},
+            "free": out["free"], "proof": plan["proof"], "proofs": {m: {"boxes": c["boxes"], **c["cells"]} for m, c in out["certificates"].items()},
             "training": {r["spec"]["model"]: {k: r[k] for k in ("hash", "spec", "seconds")} for r in out["trained"]}}
 
 # %% ../nbs/adaptive.ipynb #cedf5426

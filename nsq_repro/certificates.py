@@ -583,16 +583,23 @@ class _Search:
     "What `certify` knows so far."
     def __init__(self, model, x, y, eps, method, slack, gain, leaf):
         self.model, self.x, self.y, self.eps, self.S, self.F = model, x, y, eps, getattr(model, "quantize", None), getattr(model, "features", model)
-        self.layers, self.bound, self.slack, self.gain, self.leaf = layers_of(self.F), method, slack, gain, leaf
+        self.bound, self.slack, self.gain, self.leaf = method, slack, gain, leaf
         self.lo, self.hi = ball(x, eps) if self.S is None else self.S.reachable_box(x, eps)
-        _check(self.lo, self.hi, y, self.layers[-1].out_features)
         hard = self.S is not None and math.isinf(self.S.alpha)
+        try: self.layers = layers_of(self.F)
+        except ValueError:
+            if not hard: raise
+            self.layers = None  # nothing but enumeration
+        _check(self.lo, self.hi, y, self.layers[-1].out_features if self.layers else int(y.max()) + 1)
         self.levels = levels(self.S.K, self.S.vmin, self.S.vmax, x.dtype, x.device) if hard else None
         self.method, self.found, self.used = ["open"] * len(y), x.clone(), [0] * len(y)
 
     def first_bound(self, some):
         "Misclassified images, and those that need one backward bound; returns the others."
         wrong = self.model(self.x[some]).argmax(1) != self.y[some]
+        if self.layers is None:
+            for i in some[wrong].tolist(): self.method[i] = "wrong"
+            return some[~wrong].tolist()
         m = bound_margins(self.layers, self.lo[some], self.hi[some], self.y[some], "crown", self.slack)
         for i, w, o in zip(some.tolist(), wrong.tolist(), m.open.tolist()):
             self.method[i] = "wrong" if w else "open" if o else "crown"
@@ -610,6 +617,7 @@ class _Search:
                 if any(self.breaks(i, z) for z in points): return
                 how = "points"
                 continue
+            if self.layers is None: return
             m = bound_margins(self.layers, lo[None], hi[None], self.y[i:i + 1], self.bound, self.slack)
             if not m.open: how = self.bound
             elif self.breaks(i, m.corner) or 2**depth > boxes or not (hi > lo).any() or self.hopeless(m, boxes - self.used[i]): return
@@ -635,7 +643,7 @@ _Search.breaks, _Search.result = _breaks, _result
 
 # %% ../nbs/certificates.ipynb #844d6816
 def exact_hard(
-    model: nn.Module,  # `SoftQuantNet` with alpha = inf
+    model: nn.Module,  # `SoftQuantNet` with alpha = inf; if `layers_of` does not know its F, images are enumerated or left open
     x: Tensor, y: Tensor,  # (N, C, H, W) images and (N,) labels
     eps: float,  # l∞ radius
     limit: int = 16,  # images with at most this many free pixels (at most 2^limit points) are decided

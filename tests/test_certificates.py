@@ -72,6 +72,16 @@ def test_no_point_of_a_box_is_below_any_bound_and_dearer_is_no_worse(seed, kind,
 
 
 @pytest.mark.parametrize("kind", ["cnn", "pool3", "mlp"])
+def test_thousands_of_boxes_of_many_networks(kind):
+    """2,400 boxes with the batched bounds, 120 with the one that takes boxes singly: no point found is below them."""
+    for seed in range(40):
+        F, (lo, hi, y, g) = network(1000 + seed, kind), boxes(1000 + seed, n=20, free=1 + seed % 12)
+        seen = smallest_seen(F, lo, hi, y, g, draws=9)
+        for m in ("forward", "crown"): assert (bounds(F, lo, hi, y, m) <= seen + 1e-9).all(), (seed, m)
+        assert (bounds(F, lo[:1], hi[:1], y[:1], "full") <= seen[:1] + 1e-9).all(), seed
+
+
+@pytest.mark.parametrize("kind", ["cnn", "pool3", "mlp"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_box_of_no_width_gives_the_margins(kind, method):
     F, (lo, _, y, _) = network(3, kind), boxes(3)
@@ -300,3 +310,16 @@ def test_wrong_arguments_are_named():
         ("do not divide an input", lambda: bounds(nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(1, 4)).double(), x, hi, y, "forward")),
     ]:
         with pytest.raises(ValueError, match=message): call()
+
+
+def test_exact_hard_enumerates_what_it_has_no_bounds_for():
+    F, g = network(4, "mlp"), torch.Generator().manual_seed(4)
+    smooth = nn.Sequential(*[nn.Tanh() if isinstance(m, nn.ReLU) else m for m in F.modules() if not isinstance(m, nn.Sequential)])
+    model, x = SoftQuantNet(smooth, SoftQuantize(1, math.inf)), torch.randint(0, 2, (12, 1, 6, 6), generator=g).double()
+    x.view(12, -1)[:, :8] = .4 + .2 * torch.rand(12, 8, generator=g, dtype=torch.float64)
+    x[0].view(-1)[:30] = .5  # too many to try
+    y = model(x).argmax(1)
+    c = exact_hard(model, x, y, .3, 10)
+    assert torch.equal(c.robust[1:], brute_force(model, x[1:], y[1:], .3)) and torch.equal(c.broken[1:], ~c.robust[1:]) and c.verdict[0] == "unknown"
+    assert 0 < int(c.robust.sum()) < 11
+    with pytest.raises(ValueError, match="F contains Tanh"): certify(SoftQuantNet(smooth, SoftQuantize()), x, y, .3)
