@@ -54,7 +54,7 @@ def with_alpha(
 ) -> SoftQuantNet:  # the same F behind another layer
     "The same network behind a layer with another α."
     S = model.quantize
-    return SoftQuantNet(model.features, SoftQuantize(S.K, alpha, S.vmin, S.vmax)).eval()
+    return SoftQuantNet(model.features, SoftQuantize(S.K, alpha, S.vmin, S.vmax, S.shift)).eval()
 
 # %% ../nbs/adaptive.ipynb #69b5ae72
 class _InBfloat16(torch.nn.Module):

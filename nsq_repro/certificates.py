@@ -52,6 +52,7 @@ def layers_of(
         raise ValueError("the last layer of F must be Linear: the margins are differences of its rows")
     return _merged(layers)
 
+# %% ../nbs/certificates.ipynb #805d7898
 def _merged(layers):
     "ReLU and MaxPool2d as `Maximum`; neighbours become one, unless both of them pool."
     out = []
@@ -193,18 +194,19 @@ class Zonotope(NamedTuple):
         "Entries of the windows of a `Maximum` layer, in dimension 1"
         return self.each(lambda t, _: _windows(t, k, zero), lambda p: _rows_of_windows(p, k, zero))
 
-    def mean(self, s):
-        "Σ s_i v_i over the entries of windows"
-        return self.each(lambda t, of: (t * of(s)).sum(1), lambda p: p.apply(lambda v, s: (v * s).sum(1), s))
+# %% ../nbs/certificates.ipynb #5a999e0d
+def _mean(w, s):
+    "Σ s_i v_i over the entries of windows"
+    return w.each(lambda t, of: (t * of(s)).sum(1), lambda p: p.apply(lambda v, s: (v * s).sum(1), s))
 
-    def ahead(self, s):
-        "How far each entry can be above Σ s_i v_i: d_i of @eq-crown-weights"
-        above = lambda v, s: v - (v * s).sum(1, keepdim=True)
-        high = above(self.c, s) + self.r * (1 - 2 * s) + (self.r * s).sum(1, keepdim=True)
-        G = above(self.G, s[self.own])
-        high = high + _size(G)[None] if len(self.c) == 1 else high.index_add(0, self.own, G.abs())
-        if self.E is not None: high = high + self.E.sum(lambda p, s: _size(above(p, s[None])), s)
-        return high if self.V is None else high + self.V.sum(lambda p, s: above(p, s[None]).amax(0), s)
+def _ahead(w, s):
+    "How far each entry can be above Σ s_i v_i: d_i of @eq-crown-weights"
+    above = lambda v, s: v - (v * s).sum(1, keepdim=True)
+    high = above(w.c, s) + w.r * (1 - 2 * s) + (w.r * s).sum(1, keepdim=True)
+    G = above(w.G, s[w.own])
+    high = high + _size(G)[None] if len(w.c) == 1 else high.index_add(0, w.own, G.abs())
+    if w.E is not None: high = high + w.E.sum(lambda p, s: _size(above(p, s[None])), s)
+    return high if w.V is None else high + w.V.sum(lambda p, s: above(p, s[None]).amax(0), s)
 
 def _size(p): return p.abs().sum(0)
 
@@ -263,12 +265,12 @@ def maximum(
     for beta in (*BETAS, 0.) if n > 2 else (0.,):
         total = share.sum(1, keepdim=True)
         share = torch.where(total > 0, share / total.clamp_min(1e-30), _first(l))
-        d = w.ahead(share)
+        d = _ahead(w, share)
         new = d.amax(1).clamp_min(0)
         s = share if s is None else torch.where((new < t).unsqueeze(1), share, s)
         t = torch.minimum(t, new)
         share = share * torch.exp(beta * (d / new.clamp_min(1e-12).unsqueeze(1) - 1)) * (d > 0)
-    m, entries = w.mean(s), n - layer.zero
+    m, entries = _mean(w, s), n - layer.zero
     lower = torch.where((t == 0).unsqueeze(1), s, _first(s))
     return m._replace(c=m.c + t / 2, r=m.r + t / 2), Planes(lower[:, :entries], s[:, :entries], t)
 
@@ -605,24 +607,26 @@ class _Search:
             self.method[i] = "wrong" if w else "open" if o else "crown"
         return [i for i in some.tolist() if self.method[i] == "open"]
 
-    def hopeless(self, m, left): return math.isfinite(self.gain) and -float(m.low.min()) > self.gain * math.log2(left + 1)
+# %% ../nbs/certificates.ipynb #ac4e1705
+def _hopeless(self, m, left): return math.isfinite(self.gain) and -float(m.low.min()) > self.gain * math.log2(left + 1)
 
-    def branch(self, i, boxes):
-        "Branch and bound for one image."
-        stack = [(self.lo[i], self.hi[i], 0)]
-        while stack and self.used[i] < boxes:
-            lo, hi, depth = stack.pop()
-            self.used[i] += 1
-            if self.levels is not None and (points := corners(lo, hi, self.levels, self.leaf)) is not None:
-                if any(self.breaks(i, z) for z in points): return
-                how = "points"
-                continue
-            if self.layers is None: return
-            m = bound_margins(self.layers, lo[None], hi[None], self.y[i:i + 1], self.bound, self.slack)
-            if not m.open: how = self.bound
-            elif self.breaks(i, m.corner) or 2**depth > boxes or not (hi > lo).any() or self.hopeless(m, boxes - self.used[i]): return
-            else: stack += [(*half, depth + 1) for half in cut(lo, hi, m.blame[0], self.levels)]
-        if not stack: self.method[i] = "split" if self.used[i] > 1 else how
+
+def _branch(self, i, boxes):
+    "Branch and bound for one image."
+    stack = [(self.lo[i], self.hi[i], 0)]
+    while stack and self.used[i] < boxes:
+        lo, hi, depth = stack.pop()
+        self.used[i] += 1
+        if self.levels is not None and (points := corners(lo, hi, self.levels, self.leaf)) is not None:
+            if any(self.breaks(i, z) for z in points): return
+            how = "points"
+            continue
+        if self.layers is None: return
+        m = bound_margins(self.layers, lo[None], hi[None], self.y[i:i + 1], self.bound, self.slack)
+        if not m.open: how = self.bound
+        elif self.breaks(i, m.corner) or 2**depth > boxes or not (hi > lo).any() or self.hopeless(m, boxes - self.used[i]): return
+        else: stack += [(*half, depth + 1) for half in cut(lo, hi, m.blame[0], self.levels)]
+    if not stack: self.method[i] = "split" if self.used[i] > 1 else how
 
 # %% ../nbs/certificates.ipynb #bdf3fbdf
 def _breaks(self, i, z):
@@ -639,7 +643,7 @@ def _result(self):
     return Certificates(torch.tensor([m != "open" for m in self.method]) & ~broken, broken, self.method, torch.tensor(self.used), self.found)
 
 
-_Search.breaks, _Search.result = _breaks, _result
+_Search.hopeless, _Search.branch, _Search.breaks, _Search.result = _hopeless, _branch, _breaks, _result
 
 # %% ../nbs/certificates.ipynb #844d6816
 def exact_hard(

@@ -19,7 +19,7 @@ from pathlib import Path
 from . import records
 
 # %% ../nbs/cli.ipynb #7dfa8491
-EXPERIMENTS = ("mnist", "cifar", "parameter_study", "adaptive")  # run notebooks: nbs/NAME.ipynb, and module nsq_repro.NAME with a function `run`
+EXPERIMENTS = ("mnist", "cifar", "parameter_study", "adaptive", "variants")  # run notebooks: nbs/NAME.ipynb, and module nsq_repro.NAME with a function `run`
 SCALES = ("auto", "smoke", "cpu", "paper")
 
 # %% ../nbs/cli.ipynb #705627f1
@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
   nsq-repro run parameter_study --scale cpu    Figures 5 to 7: every K and α, one after another
   nsq-repro run parameter_study --list         the same as commands, one for each cell that is missing, for any scheduler
   nsq-repro run adaptive --scale cpu           attacks without end, and proofs, on the networks of mnist (or -p experiment cifar)
+  nsq-repro run variants --scale cpu           what the paper proposes to try next, each under the exact attack
   nsq-repro list                               records and figures there are: scale, data, n, age
   nsq-repro verify                             is every committed figure and table what its record says? and every claim's verdict
 

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['MODELS', 'LABELS', 'COLORS', 'MARKERS', 'SETTING_LABELS', 'LOSS_LABELS', 'ACCOUNTING_LABELS', 'EXTRA_COLORS',
            'EXTRA_MARKERS', 'GREY', 'STARTS', 'fig3', 'LEVEL_MARKERS', 'RESPONSES', 'RESPONSE_LABELS', 'EFFECT_LABELS',
-           'FIGURES', 'TABLES', 'look', 'style', 'styled', 'caption', 'fig2', 'occupied_share', 'fig1', 'panel_series',
-           'printed_value', 'fig_accuracy', 'fig4', 'level_looks', 'fig_levels', 'printed_levels',
-           'fig_quantized_images', 'accuracy_rows', 'table_markdown', 'accuracy_table', 'cost_rows', 'cost_table',
-           'two_way', 'effect_sizes', 'resampled', 'grid_cells', 'grid_accuracies', 'effects_rows', 'compared',
-           'effects_sentence', 'effects_table', 'fig_effects', 'fig_bracket', 'bracket_rows', 'bracket_table',
-           'free_table', 'suite_table', 'arithmetic_rows', 'arithmetic_table', 'sanity_table', 'hard_table', 'fig_time',
-           'time_sentence', 'images_to_text', 'images_from_text', 'printed_numbers', 'draw', 'draw_table', 'Results']
+           'DIRECTION_LABELS', 'FIGURES', 'TABLES', 'look', 'style', 'styled', 'caption', 'fig2', 'occupied_share',
+           'fig1', 'panel_series', 'printed_value', 'fig_accuracy', 'fig4', 'level_looks', 'fig_levels',
+           'printed_levels', 'fig_quantized_images', 'accuracy_rows', 'table_markdown', 'accuracy_table', 'cost_rows',
+           'cost_table', 'two_way', 'effect_sizes', 'resampled', 'grid_cells', 'grid_accuracies', 'effects_rows',
+           'compared', 'effects_sentence', 'effects_table', 'fig_effects', 'fig_bracket', 'bracket_rows',
+           'bracket_table', 'free_table', 'suite_table', 'arithmetic_rows', 'arithmetic_table', 'sanity_table',
+           'hard_table', 'fig_time', 'time_sentence', 'variants_rows', 'variants_table', 'fig_variants',
+           'variants_sentence', 'fig_thresholds', 'thresholds_sentence', 'images_to_text', 'images_from_text',
+           'printed_numbers', 'draw', 'draw_table', 'Results']
 
 # %% ../nbs/plots.ipynb #9188ed10
 import base64
@@ -856,18 +858,143 @@ def time_sentence(
     "NSQ beside the trainings with an adversary, at the largest ε, on the same images."
     from nsq_repro.claims import paired_difference
     e = max(r["eps"] for r in record["points"])
-    rows = sorted((r for r in record["points"] if r["eps"] == e), key=lambda r: (r["iterations"], r["seconds"]))
-    whole, bits = {r["model"]: r for r in rows}, lambda r: records.unpack(r["outcomes"], r["n"])
-    say = lambda r: f"{LABELS[r['model']]} keeps {100 * r['accuracy']:.1f} % ({100 * r['low']:.1f}–{100 * r['high']:.1f}) after {r['seconds']:,.0f} s of training"
-    where = f"{whole['nsq']['n']:,} images of {record['data']['title']} at ε = {_scaled(e, record['eps_unit'])}"
-    text = f"On {where}, under every attack together, " + ", ".join(say(whole[m]) for m in ("nsq", "fgsm_rs", "pgd") if m in whole)
-    rivals = [r for r in rows if r["model"] in ("pgd", "fgsm_rs") and r["seconds"] <= whole["nsq"]["seconds"]]
-    for name, r in (("in all", whole.get("pgd")), ("with no more training time than NSQ", max(rivals, key=lambda r: r["accuracy"], default=None))):
-        if r:
-            d = paired_difference(bits(r), bits(whole["nsq"]))
-            text += f". {LABELS[r['model']]} ({r['iterations']:,} iterations, {r['seconds']:,.0f} s{'' if r['suite'] else '; without the suite'}) less NSQ, {name}: {100 * d['value']:+.1f} points ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})"
-    if rivals: text += ". Is training with an adversary worth its time here? " + ("Yes" if d["low"] > 0 else "No" if d["high"] < 0 else "Not decided")
-    return f"{text} ({record['provenance']['device']}, scale {record['scale']})."
+    rows = sorted((r for r in record["points"] if r["eps"] == e), key=lambda r: (r["suite"], r["iterations"]))
+    whole = {r["model"]: r for r in rows}  # those under every attack come last
+    nsq, bits = whole["nsq"], lambda r: records.unpack(r["outcomes"], r["n"])
+    say = lambda r: f"{LABELS[r['model']]} keeps {100 * r['accuracy']:.1f} % ({100 * r['low']:.1f}–{100 * r['high']:.1f}) after {r['seconds']:,.0f} s of training ({r['iterations']:,} iterations{'' if r['suite'] else '; box attack only'})"
+    where = f"on {nsq['n']:,} images of {record['data']['title']} at ε = {_scaled(e, record['eps_unit'])}, under every attack together"
+    rivals = [r for r in rows if r["model"] in ("pgd", "fgsm_rs") and r["seconds"] <= nsq["seconds"]]
+    end = f" ({record['provenance']['device']}, scale {record['scale']})."
+    if not rivals: return f"{where[0].upper()}{where[1:]}, {say(nsq)}, and no training with an adversary took as little time{end}"
+    best = max(rivals, key=lambda r: r["accuracy"])
+    d = paired_difference(bits(best), bits(nsq))
+    verdict = "Yes" if d["low"] > 0 else "No" if d["high"] < 0 else "Not decided"
+    return (f"Is training with an adversary worth its time? {verdict}: {where}, {say(nsq)}, {say(best)}, which needs no more time, a difference of "
+            f"{100 * d['value']:+.1f} points (95 % interval {100 * d['low']:+.1f} to {100 * d['high']:+.1f}){end}")
+
+# %% ../nbs/plots.ipynb #b495345e
+def variants_rows(
+    record: dict,  # of `variants.variants_record`
+) -> list[dict]:  # variant, iterations, seconds (median, fastest and slowest turn), n, accuracies (%) by ε with their intervals, difference to NSQ at the largest ε in points
+    "The variants as numbers."
+    from nsq_repro.claims import paired_difference
+    last, rows = lambda s: records.unpack(s["outcomes"][-1], s["n"]), []
+    plain, = (s for s in record["series"] if s["model"] == "nsq")
+    for s in record["series"]:
+        v, d = record["variants"][s["model"]], paired_difference(last(s), last(plain))
+        ends = {f"{name} {e:g}": round(100 * s[k][i], 2) for i, e in enumerate(s["eps"]) for name, k in (("accuracy", "accuracy"), ("low", "low"), ("high", "high"))}
+        less = {f"less nsq{end}": None if s is plain else round(100 * d[k], 2) for end, k in (("", "value"), (" low", "low"), (" high", "high"))}
+        rows.append({"variant": s["model"], "label": v["label"], "direction": v["direction"], "iterations": v["iterations"], "seconds": round(median(v["seconds"]), 1),
+                     "fastest": min(v["seconds"]), "slowest": max(v["seconds"]), "n": s["n"], **ends, **less})
+    return rows
+
+
+def _signed(row):
+    return f"{row['less nsq']:+.1f} ({row['less nsq low']:+.1f} to {row['less nsq high']:+.1f})".replace("-", "−")
+
+# %% ../nbs/plots.ipynb #23d620fb
+def variants_table(
+    record: dict,  # of `variants.variants_record`
+) -> str:  # Markdown
+    "What each variant costs and keeps."
+    eps, cells = record["series"][0]["eps"], []
+    for r in variants_rows(record):
+        cell = {"label": r["label"], "iterations": r["iterations"], "seconds": f"{r['seconds']:,.0f}", "less": "" if r["less nsq"] is None else _signed(r)}
+        cells.append(cell | {f"{e:g}": f"{r[f'accuracy {e:g}']:.1f} ({r[f'low {e:g}']:.1f}–{r[f'high {e:g}']:.1f})" for e in eps})
+    columns = {"label": "variant", "iterations": "iterations", "seconds": "training (s)", **{f"{e:g}": f"ε = {e:g}" if e else "clean" for e in eps}, "less": f"less NSQ at {eps[-1]:g}, points"}
+    return f"{table_markdown(cells, columns)}\n\nAccuracy in %, union of box attacks with {len(record['attack']['box'])} losses, with 95 % intervals; differences paired. Training time: seconds per iteration on {record['timed']['device']}, variants taking turns, times iterations. {caption(record)}"
+
+# %% ../nbs/plots.ipynb #4e9616bd
+@styled
+def fig_variants(
+    record: dict,  # of `variants.variants_record`
+) -> mpl.figure.Figure:
+    "Accuracy of each variant at each ε, and at the largest its difference to NSQ."
+    rows, radii = variants_rows(record), [e for e in record["series"][0]["eps"] if e]
+    tints = dict(zip(("layer", "samples", "noise"), EXTRA_COLORS))
+    fig, axes = plt.subplots(1, len(radii) + 1, figsize=(7, .24 * len(rows) + 1.1), sharey=True)
+    for ax, (mid, low, high) in zip(axes, [*((f"accuracy {e:g}", f"low {e:g}", f"high {e:g}") for e in radii), ("less nsq", "less nsq low", "less nsq high")]):
+        for i, r in enumerate(rows):
+            if r[mid] is not None:
+                kind = dict(color=tints.get(r["direction"]) or COLORS.get(r["variant"], COLORS["nsq"]), marker=MARKERS.get(r["variant"], "o"))
+                ax.errorbar(r[mid], i, xerr=[[r[mid] - r[low]], [r[high] - r[mid]]], **kind, ms=4, lw=.9, capsize=2, clip_on=False)
+        ax.axvline(next((r[mid] for r in rows if r["variant"] == "nsq" and r[mid] is not None), 0), color=COLORS["nsq"], lw=.6, zorder=0)
+        ax.tick_params(axis="y", length=0)
+        ax.margins(x=.12)
+    for ax, e in zip(axes, radii): ax.set(title=f"$\\varepsilon$ = {e:g}", xlabel="accuracy (%)")
+    axes[-1].set(title=f"less NSQ, $\\varepsilon$ = {radii[-1]:g}", xlabel="points", ylim=(len(rows) - .4, -.6))
+    axes[0].set_yticks(range(len(rows)), [r["label"] for r in rows])
+    _footnote(fig, f"{caption(record)} Union of box attacks, image by image. Bars: 95 % Wilson intervals; in the last panel paired intervals. One training each.")
+    return fig
+
+# %% ../nbs/plots.ipynb #cb007d65
+DIRECTION_LABELS = {"layer": "A threshold from the pixel values", "samples": "FGSM samples in training", "noise": "Other noise"}
+
+
+def _verdict(rows):
+    good, bad = [r for r in rows if r["less nsq low"] > 0], [r for r in rows if r["less nsq high"] < 0]
+    return "yes" if good else "no, it takes accuracy away" if len(bad) == len(rows) else "not decided"
+
+
+def variants_sentence(
+    record: dict,  # of `variants.variants_record`
+) -> str:  # Markdown, a list
+    "What the variants say, in words."
+    rows, e = variants_rows(record), f"{record['series'][0]['eps'][-1]:g}"
+    plain, lines = next(r for r in rows if r["variant"] == "nsq"), []
+    say = lambda r: f"{r['label']} {_signed(r)}"
+    for d, title in DIRECTION_LABELS.items():
+        own = sorted((r for r in rows if r["direction"] == d), key=lambda r: -r["less nsq"])
+        if own:
+            text = f"* **{title}.** Points of accuracy above NSQ: {'; '.join(map(say, own))}. Does it help here? {_verdict(own).capitalize()}"
+            cheap = [r for r in own if r["seconds"] <= 1.1 * plain["seconds"]]
+            if d == "samples" and cheap:
+                text += f". And at NSQ's training time (of {len(own)}, {len(cheap)} with at most a tenth more)? {_verdict(cheap).capitalize()}"
+            lines.append(f"{text}.")
+    others = [r for r in rows if not r["direction"] and r is not plain]
+    again = [r for r in rows if r["direction"] == "training"]
+    if again: lines.append(f"* **The same again.** {say(again[0])}: what another training does by itself.")
+    if others: lines.append("* **Beside them, without the layer.** " + "; ".join(f"{say(r)}, {r['seconds']:,.0f} s of training" for r in others) + ".")
+    clean = [r["accuracy 0"] for r in rows if r["direction"] in DIRECTION_LABELS]
+    ends = f" Clean accuracy of the variants lies between {min(clean):.1f} and {max(clean):.1f} %, that of NSQ is {plain['accuracy 0']:.1f} %." if clean else ""
+    n = sum(r["less nsq"] is not None for r in rows)
+    return (f"On the first {plain['n']:,} test images of {record['data']['title']}, at ε = {e}, NSQ keeps {plain[f'accuracy {e}']:.1f} % ({plain[f'low {e}']:.1f}–{plain[f'high {e}']:.1f}) "
+            f"after {plain['seconds']:,.0f} s of training on {record['timed']['device']}.{ends}\n\n" + "\n".join(lines) +
+            f"\n\nOne training each, and {n} comparisons at 95 % each: what lies just beside 0 may be chance, and an interval does not cover other trainings (scale {record['scale']}).")
+
+# %% ../nbs/plots.ipynb #bb99e920
+@styled
+def fig_thresholds(
+    record: dict,  # of `variants.threshold_record`
+) -> mpl.figure.Figure:
+    "Share of values within ε of a threshold, for each data set and radius, with the least marked."
+    names = list(dict.fromkeys(c["name"] for c in record["curves"]))
+    fig, axes = plt.subplots(1, len(names), figsize=(3.5 * len(names), 2.5), squeeze=False)
+    for ax, name in zip(axes.flat, names):
+        own = [c for c in record["curves"] if c["name"] == name]
+        for c, color in zip(own, sns.color_palette("flare", len(own))):
+            at = f"{255 * c['radius']:g}/255" if name == "cifar10" else f"{c['radius']:g}"
+            ax.plot(record["taus"], 100 * np.asarray(c["share"]), color=color, label=f"$\\varepsilon$ = {at}")
+            ax.plot(c["best"], 100 * c["share_best"], "o", color=color, ms=4)
+        ax.axvline(.5, color=GREY, lw=.6, zorder=0)
+        ax.set(title=own[0]["title"], xlabel="threshold $\\tau$", ylim=(0, None))
+        ax.legend(loc="center left", bbox_to_anchor=(1, .5))
+    axes[0, 0].set_ylabel("values within $\\varepsilon$ of $\\tau$ (%)")
+    sizes = ", ".join(dict.fromkeys(f"{c['title']}: n = {c['n']:,}" for c in record["curves"]))
+    _footnote(fig, f"Scale {record['scale']}. All values of the training images ({sizes}).", 138 if len(names) > 1 else 80)
+    return fig
+
+
+def thresholds_sentence(
+    record: dict,  # of `variants.threshold_record`, and 'chosen'
+) -> str:  # Markdown
+    "What the shares say, in words."
+    own = [c for c in record["curves"] if c["name"] == record["data"]["name"]]
+    wide, narrow, small = own[-1], own[0], lambda c: f"{c['values'] * (c['share_half'] - c['share_best']):.1f}"
+    best = lambda c: f"τ = {c['best']:.3f} ({100 * c['share_best']:.2f} % of the values instead of {100 * c['share_half']:.2f} % at ½, {small(c)} fewer of the {c['values']:,} of an image)"
+    others, peak = [c for c in record["curves"] if c["name"] == "cifar10"], record["peaks"][own[0]["name"]]
+    rest = f" In {others[0]['title']}, likewise with one threshold: " + "; ".join(f"within {round(255 * c['radius'])}/255 of ½ lie {100 * c['share_half']:.2f} %, of τ = {c['best']:.3f} {100 * c['share_best']:.2f} %" for c in others) + "." if others else ""
+    return f"In the training images of {own[0]['title']}, fewest values lie within {wide['radius']:g} of {best(wide)}, and within {narrow['radius']:g} of {best(narrow)}; the most frequent grey level between is {peak['level']}, with {100 * peak['share']:.2f} % of the values. The layer is trained with the first, τ = {record['chosen']:.3f}.{rest}"
 
 # %% ../nbs/plots.ipynb #db5feee8
 def images_to_text(
@@ -915,6 +1042,8 @@ FIGURES = {
     "parameter-study": lambda r: fig_effects(r, effects_rows(r)),
     **{f"fig{i}": _images for i in range(8, 15)},
     **{f"{x}-{item}": f for x in ("mnist", "cifar") for item, f in (("bracket", lambda r: fig_bracket(r)), ("time", lambda r: fig_time(r)))},
+    "mnist-variants-accuracy": lambda r: fig_variants(r),
+    "mnist-thresholds": lambda r: fig_thresholds(r),
 }
 
 # %% ../nbs/plots.ipynb #086af9bd
@@ -935,6 +1064,7 @@ TABLES = {
     "cifar-accuracy-worst": lambda r: (accuracy_table(r, (), "worst", eps_unit=255), accuracy_rows(r, (), "worst")),
     "mnist-cost": lambda r: (cost_table(r), cost_rows(r)),
     "cifar-cost": lambda r: (cost_table(r, "cifar"), cost_rows(r)),
+    "mnist-variants": lambda r: (variants_table(r), variants_rows(r)),
     "parameter-effects": lambda r: (effects_table(r, rows := effects_rows(r)), rows),
     **{f"{x}-{item}": f for x in ("mnist", "cifar") for item, f in (
         ("bracket-values", lambda r: (bracket_table(r), bracket_rows(r))), ("free", lambda r: (free_table(r), r["free"])), ("suite", lambda r: (suite_table(r), r["attacks"])), ("sanity", lambda r: (sanity_table(r), r["checks"])),

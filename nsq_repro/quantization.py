@@ -206,27 +206,34 @@ class SoftQuantize(nn.Module):
         K: int = 1,  # number of steps, at least 1
         alpha: float = 1000.,  # sharpness on the scale of u = (x-vmin)/(vmax-vmin), above 0; inf: hard quantization
         vmin: float = 0., vmax: float = 1.,  # range of the pixels
+        shift: float = 0.,  # the layer is S(x - shift): its thresholds are moved up by `shift`, by less than half of the range
     ):
         super().__init__()
         _check(K, alpha, vmin, vmax)
-        self.K, self.alpha, self.vmin, self.vmax = int(K), float(alpha), float(vmin), float(vmax)
+        if not abs(shift) < (vmax - vmin) / 2: raise ValueError(f"shift must be less than half of the range {vmin:g} to {vmax:g}, got {shift!r}")
+        self.K, self.alpha, self.vmin, self.vmax, self.shift = int(K), float(alpha), float(vmin), float(vmax), float(shift)
 
     def _args(self): return self.K, self.alpha, self.vmin, self.vmax
 
+    def _moved(self, x): return x - self.shift if self.shift else x
+
     def forward(self, x: Tensor) -> Tensor:
         "`soft_quantize` of pixels `x`"
-        return soft_quantize(x, *self._args())
+        return soft_quantize(self._moved(x), *self._args())
 
     def derivative(self, x: Tensor) -> Tensor:
         "`soft_quantize_derivative` at pixels `x`"
-        return soft_quantize_derivative(x, *self._args())
+        return soft_quantize_derivative(self._moved(x), *self._args())
 
     def inverse(self, z: Tensor) -> Tensor:
         "`soft_quantize_inverse` of quantized pixels `z`"
-        return soft_quantize_inverse(z, *self._args())
+        x = soft_quantize_inverse(z, *self._args())
+        return (x + self.shift).clamp(self.vmin, self.vmax) if self.shift else x
 
     def reachable_box(self, x: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
         "`reachable_box` of pixels `x` and radius `eps`, a number or (N,)"
-        return reachable_box(x, eps, *self._args())
+        if not self.shift: return reachable_box(x, eps, *self._args())
+        r = _radius(eps, x)
+        return tuple(self((x + way * r).clamp(self.vmin, self.vmax)) for way in (-1, 1))
 
-    def extra_repr(self): return f"K={self.K}, alpha={self.alpha}, vmin={self.vmin}, vmax={self.vmax}"
+    def extra_repr(self): return f"K={self.K}, alpha={self.alpha}, vmin={self.vmin}, vmax={self.vmax}" + (f", shift={self.shift}" if self.shift else "")
