@@ -226,10 +226,10 @@ def crossing_panels(
 ) -> Tensor:  # (panels+1,) increasing times from 0 to 1
     "Cuts of the line from x'' to x' that isolate what the layer does, @eq-crossings."
     a, way = x_from.flatten(), (x_to - x_from).flatten()
-    steps = (thresholds(S.K, S.vmin, S.vmax, a.dtype, a.device)[:, None] - a) / way  # a pixel that stands still gives inf or NaN
+    steps = (thresholds(S.K, S.vmin, S.vmax, a.dtype, a.device)[:, None] + S.shift - a) / way  # a pixel that stands still gives inf or NaN
     width = (S.vmax - S.vmin) / (S.alpha * way.abs())
     cuts = [steps + side * width for m in around for side in (-m, m)] + [steps]
-    cuts.append((borders(S.K, S.vmin, S.vmax, a.dtype, a.device)[:, None] - a) / way)
+    cuts.append((borders(S.K, S.vmin, S.vmax, a.dtype, a.device)[:, None] + S.shift - a) / way)
     cuts = torch.cat([c.flatten() for c in cuts])
     return torch.cat([cuts.new_zeros(1), cuts[(cuts > 0) & (cuts < 1)], cuts.new_ones(1)]).unique()
 
@@ -278,7 +278,7 @@ def border_steps(
 ) -> tuple[float, int]:  # the sum of the jumps of L(x, q) in @eq-proof-jumps, and the number of crossings
     "What the line from x'' to x' gains at the inner borders of S, where Eq. 13 sees nothing."
     S, a, b = model.quantize, x_from.flatten(), x_to.flatten()
-    at = (borders(S.K, S.vmin, S.vmax, a.dtype, a.device)[:, None] - a) / (b - a)  # (K−1, pixels)
+    at = (borders(S.K, S.vmin, S.vmax, a.dtype, a.device)[:, None] + S.shift - a) / (b - a)  # (K−1, pixels)
     t = at[(at > 0) & (at < 1)].sort().values
     with torch.no_grad():
         z0, loss = model(x_from[None]), []

@@ -28,6 +28,7 @@ def log_slope(
     x: Tensor,  # pixels, float, any shape
 ) -> Tensor:  # log S'(x), finite, shape of x
     "Logarithm of the layer's derivative, @eq-exact-log-slope."
+    x = x - S.shift
     t = thresholds(S.K, S.vmin, S.vmax, x.dtype, x.device)[cell_index(x, S.K, S.vmin, S.vmax)]
     v = S.alpha / (S.vmax - S.vmin) * (x - t)
     return math.log(S.alpha / S.K) + TF.logsigmoid(v) + TF.logsigmoid(-v)
@@ -93,6 +94,7 @@ def _start(x, e, index, seed=0, stream=0):
 
 
 def _above(S, x):
+    x = x - S.shift
     return x > thresholds(S.K, S.vmin, S.vmax, x.dtype, x.device)[cell_index(x, S.K, S.vmin, S.vmax)]
 
 # %% ../nbs/exact.ipynb #9dc38f02
@@ -432,7 +434,7 @@ def _annealed(net, x, y, eps, seed, steps=40, start=5., loss="ce"):
     def direction(xt, i, k):
         alpha = start * (end / start) ** (k / max(steps - 1, 1))
         at = copy.copy(net)
-        at._modules = {**net._modules, "quantize": SoftQuantize(S.K, alpha, S.vmin, S.vmax)}
+        at._modules = {**net._modules, "quantize": SoftQuantize(S.K, alpha, S.vmin, S.vmax, S.shift)}
         return _gradient(closed_form(at), xt, y[i], loss)[1]
     return _follow(direction, net, x, y, eps, steps)
 

@@ -344,3 +344,9 @@ def test_masked_gradients_are_found_out():
     good, bad = (sanity(sanity_record(net, x, y, 0.15, 10, setting=s, tries=5)) for s in ("bpda_ste", "pgd"))
     red = lambda rows: {r["check"] for r in rows if not r["ok"]}
     assert "box and input attack agree" in red(bad) - red(good)
+
+
+def test_a_shifted_layer_has_the_slope_of_its_own_derivative():
+    x = torch.linspace(.01, .99, 197, dtype=torch.float64)
+    for S in (SoftQuantize(1, 40., shift=-.1), SoftQuantize(3, 60., shift=.07)):
+        torch.testing.assert_close(log_slope(S, x), S.derivative(x).log(), rtol=1e-9, atol=1e-9)
