@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from . import mnist, records
+from . import adaptive, mnist, records
 from .adaptive import cascade, small_run
 from .cifar import run_file
 from .evaluation import series
@@ -79,14 +79,11 @@ def specs(
     return {"nsq": n, "box": replace(box, iterations=half), "fgsm": replace(fgsm, iterations=half), "signs": replace(n, noise_shape="signs"), "threshold": replace(n, shift=round(tau - 0.5, 6)), "seed": replace(n, seed=n.seed + 1),
             "gaussian": replace(n, noise_shape="gaussian"), "narrow": replace(n, noise=0.2), "wide": replace(n, noise=0.4), "box-long": box, "fgsm-long": fgsm, **{m: base[m] for m in ("fgsm_rs", "pgd")}}
 
-# %% ../nbs/variants.ipynb #cbb3768b
-def _box(steps): return [{"attack": "zbox", "loss": loss, "steps": steps} for loss in ("ce", "cw", "targeted", "dlr")]
-
-
+# %% ../nbs/variants.ipynb #18802787
 PRESETS = {
-    "smoke": dict(variants=("nsq", "box", "fgsm", "threshold"), n_test=40, radii=(0.1, 0.3), box=_box(8)[:2], precision="fp32"),
-    "cpu": dict(variants=tuple(LABELS), n_test=500, radii=(0.1, 0.2, 0.3), box=_box(100), precision="bf16"),
-    "paper": dict(variants=tuple(LABELS), n_test=10_000, radii=(0.1, 0.2, 0.3), box=_box(100), precision="fp32"),
+    "smoke": dict(variants=("nsq", "box", "fgsm", "threshold"), n_test=40, radii=(0.1, 0.3), box=adaptive.PRESETS["smoke"]["box"][:2], precision="fp32"),
+    "cpu": dict(variants=tuple(LABELS), n_test=500, radii=(0.1, 0.2, 0.3), box=adaptive.PRESETS["cpu"]["box"], precision="bf16"),
+    "paper": dict(variants=tuple(LABELS), n_test=10_000, radii=(0.1, 0.2, 0.3), box=adaptive.PRESETS["paper"]["box"], precision="fp32"),
 }
 
 

@@ -21,14 +21,14 @@ N, RADII = 24, (0.05, 0.2, 0.4)
 CE, TARGETED = {"attack": "zbox", "loss": "ce", "steps": 8}, {"attack": "zbox", "loss": "targeted", "steps": 8}
 
 
-def network(seed, K=1, alpha=1000.0):
+def network(seed=0, K=1, alpha=1000.0, shift=0.0):
     torch.manual_seed(seed)
     F = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 12), torch.nn.ReLU(), torch.nn.Linear(12, 4))
     with torch.no_grad():
         for w in (F[1], F[3]):
             w.weight *= 3
             w.bias -= w.weight.sum(1) / 2  # centred on grey, so that no class wins everywhere
-    return SoftQuantNet(F, SoftQuantize(K, alpha)).eval()
+    return SoftQuantNet(F, SoftQuantize(K, alpha, shift=shift)).eval()
 
 
 @pytest.fixture

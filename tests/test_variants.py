@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from test_adaptive import network
 
 from nsq_repro import adaptive, claims, mnist, plots, records, variants
 from nsq_repro.exact import zbox
@@ -25,16 +26,6 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def network(shift=0.0, alpha=1000.0, seed=0):
-    torch.manual_seed(seed)
-    F = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 12), torch.nn.ReLU(), torch.nn.Linear(12, 4))
-    with torch.no_grad():
-        for w in (F[1], F[3]):
-            w.weight *= 3
-            w.bias -= w.weight.sum(1) / 2  # centred on grey, so that no class wins everywhere
-    return SoftQuantNet(F, SoftQuantize(1, alpha, shift=shift)).eval()
-
-
 @pytest.mark.parametrize("radius", [Fraction(1, 20), Fraction(3, 10), Fraction(8, 255), Fraction(1, 510)])
 def test_share_is_that_of_exact_arithmetic(radius):
     x = torch.randint(256, (300,), dtype=torch.uint8, generator=seeded())
@@ -46,7 +37,7 @@ def test_share_is_that_of_exact_arithmetic(radius):
 
 @pytest.mark.parametrize("shift", [-0.1, 0.055])
 def test_shifted_layer_is_exact(shift):
-    net = network(shift, alpha=30.0).double()
+    net = network(shift=shift, alpha=30.0).double()
     x, e = torch.rand(40, 1, 4, 4, dtype=torch.float64, generator=seeded()), torch.rand(40, dtype=torch.float64, generator=seeded(1)) / 3
     lo, hi = net.quantize.reachable_box(x, e)
     r = e.view(-1, 1, 1, 1)
@@ -106,7 +97,7 @@ def test_signs_reach_training():
 
 @pytest.mark.parametrize("shift", [0.0, 0.1])
 def test_samples_behind_the_layer_can_be_reached(shift):
-    net, spec = network(shift, alpha=30.0).double().train(), recipe("nsq_box", eps=0.2)
+    net, spec = network(shift=shift, alpha=30.0).double().train(), recipe("nsq_box", eps=0.2)
     x, y = torch.rand(60, 1, 4, 4, dtype=torch.float64, generator=seeded(2)), torch.randint(4, (60,), generator=seeded(3))
     z = perturb_behind(net, x, y, spec, seeded())
     lo, hi = net.quantize.reachable_box(x, 0.2)
