@@ -255,10 +255,10 @@ PARTS = ("suite", "certificates", "hard", "arithmetic", "sanity", "time")
 RADII = {"mnist": (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), "cifar": tuple(e / 255 for e in (1, 2, 4, 6, 8))}
 SUITE_RADII = {"mnist": (0.1, 0.2, 0.3), "cifar": (2 / 255, 4 / 255, 8 / 255)}
 PRESETS = {
-    "smoke": dict(models=("nsq", "pgd"), radii={"mnist": (0.02, 0.1, 0.3), "cifar": (2 / 255, 8 / 255)}, n_test=20, n_suite=8, box=_box(8), proof=dict(method="crown"), boxes=3, n_proof=4, closely=MODELS, budgets={"nsq": (0.5,)}, limit=8, few=8, steps=5, precision="fp32",
+    "smoke": dict(models=("nsq", "pgd"), radii={"mnist": (0.02, 0.1, 0.3), "cifar": (2 / 255, 8 / 255)}, n_test=20, n_suite=8, box=_box(8), proof=dict(method="crown"), boxes=3, n_proof=4, closely=MODELS, budgets={"nsq": (0.5,)}, limit=8, n_hard=8, few=8, steps=5, precision="fp32",
                   suite=_suite(4, 3, 20, (2, 3), {"spsa": {"steps": 2, "samples": 8}, "hopskipjump": {"steps": 1}, "eot": {"steps": 4, "draws": 2}, "annealed": {"steps": 4}})),
-    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full", gain=1.25), boxes=(512, 512, 2048, 256, 64, 1, 1, 1), n_proof=100, closely=("nsq", "pgd", "fgsm_rs"), budgets={"pgd": (0.25,), "nsq": (0.5,)}, limit=16, few=60, steps=100, precision="bf16", parts={"mnist": PARTS, "cifar": ("hard", "arithmetic", "sanity")}),
-    "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full", gain=1.25), boxes=1000, n_proof=1000, closely=MODELS, budgets={"pgd": (0.25,), "nsq": (0.5,)}, limit=16, few=1000, steps=100, precision="fp32"),
+    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full", gain=1.25), boxes=(512, 512, 2048, 256, 64, 1, 1, 1), n_proof=100, closely=("nsq", "pgd", "fgsm_rs"), budgets={"pgd": (0.25,), "nsq": (0.5,)}, limit=16, n_hard=300, few=60, steps=100, precision="bf16", parts={"mnist": PARTS, "cifar": ("hard", "arithmetic", "sanity")}),
+    "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full", gain=1.25), boxes=1000, n_proof=1000, closely=MODELS, budgets={"pgd": (0.25,), "nsq": (0.5,)}, limit=16, n_hard=1000, few=1000, steps=100, precision="fp32"),
 }
 
 # %% ../nbs/adaptive.ipynb #9e37e586
@@ -360,7 +360,7 @@ def decided(
     lo, hi = hard.quantize.reachable_box(x, eps)
     free = (hi > lo).flatten(1).sum(1).cpu()
     few, robust, broken = free <= limit, torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.bool)
-    for part, how in ((few, dict(boxes=4 * 2**limit // 512, method="crown")), (~few, dict(boxes=1, **proof))):
+    for part, how in ((few, dict(boxes=4 * 2**limit // 512, method=proof["method"])), (~few, dict(boxes=1, **proof))):
         if part.any():
             c = certify(hard, x[part], y[part], eps, leaf=512 if bounded(hard) else 2**limit, **how)
             robust[part], broken[part] = c.robust, c.broken
@@ -373,7 +373,7 @@ def hard_limit(p, plan, nets, keys, test, refresh=False) -> list[dict]:
     limit, proof, rows = plan["limit"], plan["proof"], []
     for m in (m for m in nets if hasattr(nets[m], "quantize") and m in plan["closely"]):
         some = bounded(nets[m])  # without bounds only enumeration is left, which is for few images, at small radii
-        data = test.subset(plan["few"] if some else plan["n_test"])
+        data = test.subset(plan["n_hard"] if some else plan["n_test"])
         x, y = data.floats(device=p.device), data.y.to(p.device)
         for e in plan["radii"][1:4] if some else plan["radii"][:3]:
             content = {"model": keys[m], "data": data.fingerprint, "eps": e, "limit": limit, **proof}
