@@ -196,6 +196,7 @@ def certified(
 ) -> dict | None:  # record: proven and broken radius by radius, what settled how many; None where F has layers without bounds
     "Certify each image at each radius; saved as it goes."
     if not bounded(model): return None
+    boxes, batch = (boxes, 25) if hasattr(model, "quantize") else (0, 10)  # without a layer every pixel is free, and cutting one of them changes little
     n, content = len(data), {"model": key, "data": data.fingerprint, "radii": list(radii), "boxes": boxes if isinstance(boxes, int) else list(boxes), "attacked": {f"{r:g}": records.pack(attacked[r]) for r in radii}, **options}
     if hasattr(model, "quantize"): content["alpha"] = str(model.quantize.alpha)
     folder = records.run_dir(content, "certificates")
@@ -203,7 +204,6 @@ def certified(
     state = records.load_json(folder / "state.json") if (folder / "state.json").exists() and not refresh else {}
     device = next(model.parameters()).device
     x, y, candidates = data.floats(device=device), data.y.to(device), np.ones(n, bool)
-    boxes, batch = (boxes, 25) if hasattr(model, "quantize") else (0, 10)  # without a layer every pixel is free, and cutting one of them changes little
     for k, e in enumerate(radii):
         i = np.flatnonzero(candidates & attacked[e])
         cell = state.setdefault(f"{e:g}", {"at": 0, "proven": [], "broken": [], "how": {}, "boxes": 0, "seconds": 0.0})
@@ -232,8 +232,8 @@ def proofs_from_below(
     "Certificates of all networks."
     done = {}
     for m in nets:
-        data = test.subset(plan["n_test"] if m == "nsq" else min(plan["n_proof"], plan["n_test"]))
-        done[m] = certified(nets[m], keys[m], data, plan["radii"], {e: v[:len(data)] for e, v in attacked[m].items()}, plan["boxes"], refresh, **plan["proof"])
+        n, boxes = (plan["n_test"], plan["boxes"]) if m == "nsq" else (min(plan["n_proof"], plan["n_test"]), plan["boxes_others"])
+        done[m] = certified(nets[m], keys[m], test.subset(n), plan["radii"], {e: v[:n] for e, v in attacked[m].items()}, boxes, refresh, **plan["proof"])
     return {m: c for m, c in done.items() if c}
 
 # %% ../nbs/adaptive.ipynb #b993c8ae
@@ -255,10 +255,10 @@ PARTS = ("suite", "certificates", "hard", "arithmetic", "sanity", "time")
 RADII = {"mnist": (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), "cifar": tuple(e / 255 for e in (1, 2, 4, 6, 8))}
 SUITE_RADII = {"mnist": (0.1, 0.2, 0.3), "cifar": (2 / 255, 4 / 255, 8 / 255)}
 PRESETS = {
-    "smoke": dict(models=("nsq", "pgd"), radii={"mnist": (0.02, 0.1, 0.3), "cifar": (2 / 255, 8 / 255)}, n_test=20, n_suite=8, box=_box(8), proof=dict(method="crown"), boxes=3, n_proof=4, closely=MODELS, budgets={"nsq": (0.5,)}, limit=8, n_hard=8, few=8, steps=5, precision="fp32",
+    "smoke": dict(models=("nsq", "pgd"), radii={"mnist": (0.02, 0.1, 0.3), "cifar": (2 / 255, 8 / 255)}, n_test=20, n_suite=8, box=_box(8), proof=dict(method="crown"), boxes=3, boxes_others=3, n_proof=4, closely=MODELS, budgets={"nsq": (0.5,)}, limit=8, n_hard=8, few=8, steps=5, precision="fp32",
                   suite=_suite(4, 3, 20, (2, 3), {"spsa": {"steps": 2, "samples": 8}, "hopskipjump": {"steps": 1}, "eot": {"steps": 4, "draws": 2}, "annealed": {"steps": 4}})),
-    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full", gain=1.25), boxes=(512, 512, 2048, 256, 64, 1, 1, 1), n_proof=100, closely=("nsq", "pgd", "fgsm_rs"), budgets={"pgd": (0.25,), "nsq": (0.5,)}, limit=16, n_hard=300, few=60, steps=100, precision="bf16", parts={"mnist": PARTS, "cifar": ("hard", "arithmetic", "sanity")}),
-    "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full", gain=1.25), boxes=1000, n_proof=1000, closely=MODELS, budgets={"pgd": (0.25,), "nsq": (0.5,)}, limit=16, n_hard=1000, few=1000, steps=100, precision="fp32"),
+    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full", gain=1.25), boxes=(512, 512, 8192, 256, 64, 1, 1, 1), boxes_others=32, n_proof=100, closely=("nsq", "pgd", "fgsm_rs"), budgets={"pgd": (0.25,), "nsq": (0.5,)}, limit=16, n_hard=300, few=60, steps=100, precision="bf16", parts={"mnist": PARTS, "cifar": ("hard", "arithmetic", "sanity")}),
+    "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full", gain=1.25), boxes=1000, boxes_others=100, n_proof=1000, closely=MODELS, budgets={"pgd": (0.25,), "nsq": (0.5,)}, limit=16, n_hard=1000, few=1000, steps=100, precision="fp32"),
 }
 
 # %% ../nbs/adaptive.ipynb #9e37e586
