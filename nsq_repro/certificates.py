@@ -233,11 +233,11 @@ def keep_errors(
     big = (z.r > least * z.r.max()).any(0)
     share = z.r[:, big] if z.r.dim() == 2 else z.r.permute(0, 2, 3, 1)[:, big.permute(1, 2, 0)]
     if not share.shape[1]: return z
-    if z.r.dim() == 2: E = Patches(_one_hot(share[0] * 0 + 1, big.nonzero()[:, 0], len(big)), (share.shape[1],), share=share, n=len(z.c))
+    if z.r.dim() == 2: E = Patches(_one_hot(torch.ones_like(share[0]), big.nonzero()[:, 0], len(big)), (share.shape[1],), share=share, n=len(z.c))
     else:
         i, j, channel = big.permute(1, 2, 0).nonzero(as_tuple=True)
         places, sizes = torch.stack([i, j], 1).unique_consecutive(dim=0, return_counts=True)
-        P = _one_hot(share[0] * 0 + 1, channel, len(big))
+        P = _one_hot(torch.ones_like(share[0]), channel, len(big))
         E = Patches(P[:, :, None, None], tuple(sizes.tolist()), tuple(map(tuple, places.tolist())), tuple(z.r.shape[2:]), None, share, len(z.c))
     if z.E is not None: E = Patches(torch.cat([z.E.whole(), E.whole()]), z.E.sizes + E.sizes, share=torch.cat([z.E.share, share], 1), n=len(z.c))
     return z._replace(E=E, r=z.r.where(~big, 0.))
@@ -492,7 +492,8 @@ def bound_margins(
     together: bool = False,  # 'full': these are boxes of one image, to be done at once; otherwise one by one
     classes: Tensor | None = None,  # (N, classes) bool: the classes that matter; None: all others
 ) -> Margins:
-    "Lower bounds on the margins by one method."
+    "Lower bounds on the margins by one method. Raises ValueError for boxes together that have several labels."
+    if together and len(y.unique()) > 1: raise ValueError(f"together=True is for boxes of one image; these have the labels {y.unique().tolist()}")
     if method == "full" and len(y) > 1 and not together:
         parts = [bound_margins(layers, *(v[i:i + 1] for v in (lo, hi, y)), method, slack) for i in range(len(y))]
         return Margins(*map(torch.cat, zip(*parts)))

@@ -338,6 +338,7 @@ def test_wrong_arguments_are_named():
     for message, call in [
         ("method='planet' is unknown", lambda: bounds(F, x, hi, y, "planet")),
         ("lo is above hi", lambda: bounds(F, hi, x, y)),
+        ("one image; these have the labels", lambda: bound_margins(layers_of(F), x, hi, y, "full", together=True)),
         ("expected a box and a label", lambda: bounds(F, x, hi, y[:3])),
         ("y holds labels 0 to 7; F has 4 classes", lambda: bounds(F, x, hi, y + torch.arange(8) // 7 * 4)),
         ("F contains Sigmoid", lambda: certify(nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Sigmoid(), nn.Linear(4, 4)).double(), x, y, .1)),
