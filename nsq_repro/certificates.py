@@ -92,15 +92,15 @@ class Patches(NamedTuple):
     sizes: tuple  # rows in each group
     at: tuple | None = None  # (row, column) of the first corner of each window, which may stick out of the map; None: P is the whole
     size: tuple = ()  # (H, W) of the map
-    own: Tensor | None = None  # (M,) the box each row belongs to, increasing in each group; None: rows are common to all boxes
+    own: Tensor | None = None  # (M,) the box each row belongs to, in windows increasing and no box twice in a group; None: rows are common to all boxes
     share: Tensor | None = None  # (N, M) for common rows: how much of each is in each box
     n: int = 1  # number of boxes N
 
     def frame(self, *shape):
-        "Zeros for a map with a margin, the map itself, and the window of each group in it"
+        "Zeros for a map in a wider frame, and the window of each group"
         (H, W), (h, w) = self.size, self.P.shape[-2:]
         t = self.P.new_zeros(H + 2 * h, W + 2 * w, *shape).movedim((0, 1), (-2, -1))
-        return t, t[..., h:h + H, w:w + W], [t[..., i + h:i + 2 * h, j + w:j + 2 * w] for i, j in self.at]
+        return t[..., h:h + H, w:w + W], [t[..., i + h:i + 2 * h, j + w:j + 2 * w] for i, j in self.at]
 
     def owners(self):
         "What to take of a map (N, …) for the rows of each group"
@@ -112,8 +112,8 @@ class Patches(NamedTuple):
         parts, owners = self.P.split(self.sizes), self.owners()
         if self.at is None: return [f(p, *(m[o] for m in maps)) for p, o in zip(parts, owners)]
         framed = [self.frame(*m.shape[:-2]) for m in maps]
-        for (_, inner, _), m in zip(framed, maps): inner.copy_(m)
-        return [f(p, *(v[o].contiguous() for v in views)) for p, o, *views in zip(parts, owners, *(v for *_, v in framed))]
+        for (inner, _), m in zip(framed, maps): inner.copy_(m)
+        return [f(p, *(v[o].contiguous() for v in views)) for p, o, *views in zip(parts, owners, *(v for _, v in framed))]
 
     def apply(self, f, *maps): return self._replace(P=torch.cat(self.each(f, *maps)))
 
@@ -123,18 +123,18 @@ def _sum(self, f, *maps):
     parts = self.each(f, *maps)
     if self.share is not None: parts = [(a @ t.flatten(1)).view(self.n, *t.shape[1:]) for a, t in zip(self.share.split(self.sizes, 1), parts)]
     if self.at is None: views = [inner := self.P.new_zeros(self.n, *parts[0].shape[1:])] * len(parts)
-    else: _, inner, views = self.frame(self.n, *parts[0].shape[1:-2])
+    else: inner, views = self.frame(self.n, *parts[0].shape[1:-2])
     for v, t, o in zip(views, parts, self.owners()): v.index_add_(0, o, t) if torch.is_tensor(o) else v.add_(t)
     return inner
 
 def _alone(self, P):
-    "The same with whole rows"
-    return self._replace(P=P, sizes=self.sizes if self.own is None else (len(P),), at=None, size=())
+    "The same with whole rows, which need no groups, unless they are those of polytopes"
+    return self._replace(P=P, sizes=self.sizes if self.own is None and self.share is None else (len(P),), at=None, size=())
 
 def _whole(self):
     "All rows with their zeros, (M, C, H, W)"
     if self.at is None: return self.P
-    _, inner, _ = self.frame(*self.P.shape[:2])
+    inner, _ = self.frame(*self.P.shape[:2])
     (h, w), rows = self.P.shape[-2:], torch.arange(len(self.P)).split(self.sizes)
     for (i, j), r, p in zip(self.at, rows, self.P.split(self.sizes)):
         a, b = max(i, 0), max(j, 0)
@@ -230,7 +230,7 @@ def keep_errors(
     least: float = 0.03,  # only units with a radius above this share of the largest one
 ) -> Zonotope:
     "Turn radii into generators."
-    big = (z.r > least * z.r.max()).any(0)
+    big = (z.r > least * z.r.amax()).any(0) if len(z.r) else z.r.new_zeros(z.r.shape[1:], dtype=torch.bool)
     share = z.r[:, big] if z.r.dim() == 2 else z.r.permute(0, 2, 3, 1)[:, big.permute(1, 2, 0)]
     if not share.shape[1]: return z
     if z.r.dim() == 2: E = Patches(_one_hot(torch.ones_like(share[0]), big.nonzero()[:, 0], len(big)), (share.shape[1],), share=share, n=len(z.c))
@@ -239,7 +239,7 @@ def keep_errors(
         places, sizes = torch.stack([i, j], 1).unique_consecutive(dim=0, return_counts=True)
         P = _one_hot(torch.ones_like(share[0]), channel, len(big))
         E = Patches(P[:, :, None, None], tuple(sizes.tolist()), tuple(map(tuple, places.tolist())), tuple(z.r.shape[2:]), None, share, len(z.c))
-    if z.E is not None: E = Patches(torch.cat([z.E.whole(), E.whole()]), z.E.sizes + E.sizes, share=torch.cat([z.E.share, share], 1), n=len(z.c))
+    if z.E is not None: E = Patches(torch.cat([z.E.whole().flatten(1) if z.r.dim() == 2 else z.E.whole(), E.whole()]), z.E.sizes + E.sizes, share=torch.cat([z.E.share, share], 1), n=len(z.c))
     return z._replace(E=E, r=z.r.where(~big, 0.))
 
 def _one_hot(v, column, width):
@@ -282,7 +282,7 @@ def maximum(
         raise ValueError(f"windows of {layer.k} do not divide an input of {tuple(z.c.shape[2:])}; certificates need windows that cover it exactly")
     w = z.windows(layer.k, layer.zero)
     l, u = w.bounds()
-    n, share, s, t = l.shape[1], (u - _best_other(l)).clamp_min(0), None, torch.full_like(l[:, 0], math.inf)
+    n, s, share, t = l.shape[1], l, (u - _best_other(l)).clamp_min(0), torch.full_like(l[:, 0], math.inf)
     apart = _apart(w.E, n) if w.E is not None and w.E.n > 1 else None
     first = _first(l)
     for beta in (*BETAS, 0.) if n > 2 else (0.,):
@@ -290,7 +290,7 @@ def maximum(
         share = torch.where(total > 0, share / total.clamp_min(1e-30), first)
         d = _ahead(w, share, None if apart is None else (apart * share.unsqueeze(1)).sum(2))
         new = d.amax(1).clamp_min(0)
-        s = share if s is None else torch.where((new < t).unsqueeze(1), share, s)
+        s = torch.where((new < t).unsqueeze(1), share, s)
         t = torch.minimum(t, new)
         share = share * torch.exp(beta * (d / new.clamp_min(1e-12).unsqueeze(1) - 1)) * (d > 0)
     common, rest = s, 0.
@@ -402,7 +402,7 @@ def _vertices(found, shape):
 def forward(
     layers: list,  # of `layers_of`
     lo: Tensor, hi: Tensor,  # (N, …) the box
-    keep: bool = False,  # (boxes of one image) `curves` before the second affine layer, `keep_errors` before every one but the last two
+    keep: bool = False,  # (boxes of one image) `curves` before the second affine layer, if it is one box; `keep_errors` before every one but the first and the last two
 ) -> tuple[Zonotope, list, Tensor]:  # input of the last layer; the trace; (N, …) the share of each pixel in the error
     "The forward linear bound. Raises ValueError where a pooling window does not fit."
     z, trace, blame = zonotope_of_box(lo, hi), [], torch.zeros_like(lo)
@@ -479,7 +479,7 @@ METHODS = ("ibp", "forward", "crown", "full")
 class Margins(NamedTuple):
     "What `bound_margins` knows of N boxes."
     low: Tensor  # (N, classes) lower bounds on z_y − z_j; 0 for j = y
-    corner: Tensor  # (N, …) the corner of the box where the bound of the worst open class is smallest
+    corner: Tensor  # (N, …) the corner of the box where the backward bound of the worst class is smallest, of those the forward bound left open
     blame: Tensor  # (N, …) the share of each pixel in the error
     open: Tensor  # (N, classes) bool: classes that matter and whose bound is not above the slack
 
@@ -495,19 +495,19 @@ def bound_margins(
     "Lower bounds on the margins by one method. Raises ValueError for boxes together that have several labels."
     if together and len(y.unique()) > 1: raise ValueError(f"together=True is for boxes of one image; these have the labels {y.unique().tolist()}")
     if method == "full" and len(y) > 1 and not together:
-        parts = [bound_margins(layers, *(v[i:i + 1] for v in (lo, hi, y)), method, slack) for i in range(len(y))]
+        parts = [bound_margins(layers, *(v[i:i + 1] for v in (lo, hi, y)), method, slack, classes=None if classes is None else classes[i:i + 1]) for i in range(len(y))]
         return Margins(*map(torch.cat, zip(*parts)))
     z, trace, blame = forward(layers, lo, hi, keep=method == "full")
     low, corner, others = margins(layers[-1], z, y), lo.clone(), torch.arange(layers[-1].out_features, device=y.device) != y[:, None]
     if classes is not None: others &= classes
-    own, j = ((low <= slack) & others).nonzero(as_tuple=True)
+    own, j = (~(low > slack) & others).nonzero(as_tuple=True)  # nan is not proven
     if method != "forward" and len(own):
         A = TF.one_hot(y[own], low.shape[1]).to(lo.dtype) - TF.one_hot(j, low.shape[1])
         bound, a = crown(layers, trace, A, own, lo, hi)
         low[own, j] = torch.maximum(low[own, j], bound)
         for p in bound.argsort(descending=True).tolist():  # the worst class comes last and stays
             corner[own[p]] = torch.where(a[p] > 0, lo[own[p]], hi[own[p]])
-    return Margins(low, corner, blame, (low <= slack) & others)
+    return Margins(low, corner, blame, ~(low > slack) & others)
 
 # %% ../nbs/certificates.ipynb #997c155c
 @full_precision
@@ -655,9 +655,6 @@ class _Search:
 # %% ../nbs/certificates.ipynb #e1c7cd94
 TOGETHER = 32  # boxes of one image that are bounded at once
 
-def _hopeless(self, low, left): return math.isfinite(self.gain) and -low > self.gain * math.log2(left + 1)
-
-
 def _branch(self, i, boxes):
     "Branch and bound for one image."
     stack = [(self.lo[i], self.hi[i], None)]
@@ -666,9 +663,11 @@ def _branch(self, i, boxes):
         del stack[-len(some):]
         self.used[i] += len(some)
         if self.levels is not None:
-            points = [corners(lo, hi, self.levels, self.leaf) for lo, hi, _ in some]
-            if any(self.breaks(i, z) for p in points if p is not None for z in p): return
-            some, how = [b for b, p in zip(some, points) if p is None], "points"
+            some, tried, how = [], some, "points"
+            for b in tried:
+                points = corners(*b[:2], self.levels, self.leaf)
+                if points is None: some.append(b)
+                elif any(self.breaks(i, z) for z in points): return
         if not some: continue
         if self.layers is None: return
         lo, hi, classes = zip(*some)
@@ -676,7 +675,7 @@ def _branch(self, i, boxes):
         m, how = bound_margins(self.layers, torch.stack(lo), torch.stack(hi), self.y[i].expand(len(some)), self.bound, self.slack, True, classes), self.bound
         for k in m.open.any(1).nonzero()[:, 0].tolist():
             low = float(m.low[k][m.open[k]].min())
-            if self.breaks(i, m.corner[k:k + 1]) or not (hi[k] > lo[k]).any() or self.hopeless(low, boxes - self.used[i]): return
+            if self.breaks(i, m.corner[k:k + 1]) or not (hi[k] > lo[k]).any() or -low > self.gain * math.log2(boxes - self.used[i] + 1): return
             stack += [(*half, m.open[k]) for half in cut(lo[k], hi[k], m.blame[k], self.levels)]
     if not stack: self.method[i] = "split" if self.used[i] > 1 else how
 
@@ -691,11 +690,11 @@ def _breaks(self, i, z):
 
 def _result(self):
     "What was found, for all images."
-    broken = torch.tensor([m in ("wrong", "broken") for m in self.method])
-    return Certificates(torch.tensor([m != "open" for m in self.method]) & ~broken, broken, self.method, torch.tensor(self.used), self.found)
+    among = lambda *which: torch.tensor([m in which for m in self.method], dtype=torch.bool)
+    return Certificates(~among("open", "wrong", "broken"), among("wrong", "broken"), self.method, torch.tensor(self.used, dtype=torch.long), self.found)
 
 
-_Search.hopeless, _Search.branch, _Search.breaks, _Search.result = _hopeless, _branch, _breaks, _result
+_Search.branch, _Search.breaks, _Search.result = _branch, _breaks, _result
 
 # %% ../nbs/certificates.ipynb #844d6816
 def exact_hard(

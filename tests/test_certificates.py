@@ -92,7 +92,7 @@ def parts(lo, hi, g, n):
 
 @pytest.mark.parametrize("kind", ["cnn", "deep", "pool3", "mlp"])
 def test_boxes_of_one_image_done_together(kind):
-    """200 boxes of 25 networks that share the generators of their errors: no point found is below their bounds; a box that is there several times gets what it gets alone."""
+    """200 boxes of 25 networks that share the generators of their errors: no point found is below their bounds, and copies of a box get the same."""
     lost, gained = [], []
     for seed in range(25):
         F, (lo, hi, y, g) = network(2000 + seed, kind), boxes(2000 + seed, n=1, free=2 + seed % 12)
@@ -361,3 +361,41 @@ def test_exact_hard_enumerates_what_it_has_no_bounds_for():
     assert torch.equal(c.robust[1:], brute_force(model, x[1:], y[1:], .3)) and torch.equal(c.broken[1:], ~c.robust[1:]) and c.verdict[0] == "unknown"
     assert 0 < int(c.robust.sum()) < 11
     with pytest.raises(ValueError, match="F contains Tanh"): certify(SoftQuantNet(smooth, SoftQuantize()), x, y, .3)
+
+
+def test_what_cannot_be_computed_is_not_proven():
+    F, (x, hi, _, _) = network(0), boxes(0)
+    F[0].weight.data[0, 0] = math.nan  # argmax of nan is 0
+    y = torch.zeros(8, dtype=torch.long)
+    for method in ("crown", "full"): assert not certify(F, x, y, .01, method=method, boxes=3).robust.any()
+    assert bound_margins(layers_of(F), x, hi, y, "crown").open[:, 1:].all()
+
+
+def test_nothing_to_certify_is_no_error():
+    F, (x, hi, y, _) = network(0), boxes(0)
+    c = certify(F, x[:0], y[:0], .1)
+    assert len(c.robust) == len(c.broken) == 0 and c.method == [] and bounds(F, x[:0], hi[:0], y[:0], "full").shape == (0, 4)
+
+
+def test_only_the_classes_that_matter_are_open():
+    F, (lo, hi, y, _) = network(0), boxes(0, free=12)
+    layers, y = layers_of(F), y * 0
+    for together in (False, True):
+        every = bound_margins(layers, lo, hi, y, "full", together=together)
+        classes = torch.rand(8, 4, generator=torch.Generator().manual_seed(0)) < .5
+        some = bound_margins(layers, lo, hi, y, "full", together=together, classes=classes)
+        assert every.open[:, 1:].all() and torch.equal(some.open, every.open & classes) and some.open.any()
+        assert_close(some.low[some.open], every.low[some.open])
+
+
+def test_errors_are_kept_behind_flatten_and_for_several_channels():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        F = nn.Sequential(nn.Conv2d(2, 4, 3, padding=2, groups=2), nn.ReLU(), nn.Conv2d(4, 3, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(27, 9), nn.ReLU(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 4)).double()
+    for p in F.parameters(): p.requires_grad_(False).mul_(2)
+    g = torch.Generator().manual_seed(0)
+    lo = torch.rand(1, 2, 6, 6, generator=g, dtype=torch.float64)
+    lo, hi = parts(lo, lo + .3 * (torch.rand(lo.shape, generator=g) < .2), g, 40)
+    y = torch.zeros(40, dtype=torch.long)
+    low = bound_margins(layers_of(F), lo, hi, y, "full", together=True).low
+    assert (low <= smallest_seen(F, lo, hi, y, g) + 1e-9).all() and (low - bound_margins(layers_of(F), lo, hi, y, "crown").low).mean() > 0
