@@ -257,7 +257,7 @@ SUITE_RADII = {"mnist": (0.1, 0.2, 0.3), "cifar": (2 / 255, 4 / 255, 8 / 255)}
 PRESETS = {
     "smoke": dict(models=("nsq", "pgd"), radii={"mnist": (0.02, 0.1, 0.3), "cifar": (2 / 255, 8 / 255)}, n_test=20, n_suite=8, box=_box(8), proof=dict(method="crown"), boxes=3, boxes_others=3, n_proof=4, closely=MODELS, budgets={"nsq": (0.5,)}, limit=8, n_hard=8, few=8, steps=5, precision="fp32",
                   suite=_suite(4, 3, 20, (2, 3), {"spsa": {"steps": 2, "samples": 8}, "hopskipjump": {"steps": 1}, "eot": {"steps": 4, "draws": 2}, "annealed": {"steps": 4}})),
-    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full", gain=1.25), boxes=(512, 512, 4096, 32, 8, 1, 1, 1), boxes_others=32, n_proof=100, closely=("nsq", "pgd", "fgsm_rs"), budgets={"pgd": (0.25,), "nsq": (0.5,)}, limit=16, n_hard=300, few=60, steps=100, precision="bf16", parts={"mnist": PARTS, "cifar": ("hard", "arithmetic", "sanity")}),
+    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full", gain=1.25), boxes=(512, 512, 4096, 64, 8, 1, 1, 1), boxes_others=32, n_proof=100, closely=("nsq", "pgd", "fgsm_rs"), budgets={"pgd": (0.25,), "nsq": (0.5,)}, limit=16, n_hard=300, few=60, steps=100, precision="bf16", parts={"mnist": PARTS, "cifar": ("hard", "arithmetic", "sanity")}),
     "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full", gain=1.25), boxes=1000, boxes_others=100, n_proof=1000, closely=MODELS, budgets={"pgd": (0.25,), "nsq": (0.5,)}, limit=16, n_hard=1000, few=1000, steps=100, precision="fp32"),
 }
 
