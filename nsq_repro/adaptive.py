@@ -23,7 +23,16 @@ from . import records
 from .attacks import pgd
 from .certificates import certify, layers_of
 from .evaluation import run_protocol, wilson
-from .exact import bracket, flip_search, gradient_table, judged, sanity_record, standard_attack, zbox, zero_gradient_share
+from nsq_repro.exact import (
+    bracket,
+    flip_search,
+    gradient_table,
+    judged,
+    sanity_record,
+    standard_attack,
+    zbox,
+    zero_gradient_share,
+)
 from .networks import SoftQuantNet
 from .quantization import SoftQuantize
 from .training import train, train_key, training_cost
@@ -33,21 +42,46 @@ def label(
     attack: dict,  # one attack
 ) -> str:  # for example 'zbox cw' or 'transfer from natural'
     "An attack in words."
-    words = {"backward": "{} backward", "source": "from {}", "restarts": "{} restarts", "steps": "{} steps", "alpha": "α {}", "n_queries": "{} queries", "draws": "{} draws", "samples": "{} samples"}
-    return " ".join([attack["attack"], *(words.get(k, "{}").format(v) for k, v in attack.items() if k not in ("attack", "n", "targets", "step_size"))])
+    words = {
+        "backward": "{} backward",
+        "source": "from {}",
+        "restarts": "{} restarts",
+        "steps": "{} steps",
+        "alpha": "α {}",
+        "n_queries": "{} queries",
+        "draws": "{} draws",
+        "samples": "{} samples",
+    }
+    return " ".join(
+        [
+            attack["attack"],
+            *(
+                words.get(k, "{}").format(v)
+                for k, v in attack.items()
+                if k not in ("attack", "n", "targets", "step_size")
+            ),
+        ]
+    )
 
-
+# %% ../nbs/adaptive.ipynb #7d336f1c
 def applies(
     attack: dict,  # one attack
     name: str,  # of the model
     layered: bool,  # whether the model has a quantization layer
 ) -> bool:
     "Whether an attack says something about a model that another in the list does not say already."
-    around = attack["attack"] in ("flips", "annealed") or "alpha" in attack or attack.get("backward") == "ste" or attack.get("setting", "pgd") != "pgd"
-    through = attack["attack"] == "pgd" and attack.get("setting", "pgd") == "pgd"  # nothing new for a network with a layer: its straight-through form is stronger
+    around = (
+        attack["attack"] in ("flips", "annealed")
+        or "alpha" in attack
+        or attack.get("backward") == "ste"
+        or attack.get("setting", "pgd") != "pgd"
+    )
+    through = (
+        attack["attack"] == "pgd" and attack.get("setting", "pgd") == "pgd"
+    )  # nothing new for a network with a layer: its straight-through form is stronger
     return attack.get("source") != name and not (through if layered else around)
 
-
+# %% ../nbs/adaptive.ipynb #a21037d1
 def with_alpha(
     model,  # a `SoftQuantNet`
     alpha: float,  # another sharpness
@@ -63,11 +97,15 @@ class _InBfloat16(torch.nn.Module):
         self.F = F
 
     def forward(self, x):
-        with torch.autocast(x.device.type, torch.bfloat16): return self.F(x).to(x.dtype)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.F(x).to(x.dtype)
+
 
 def _quick(model):
     "A network with everything behind the layer in bfloat16."
-    return (SoftQuantNet(_InBfloat16(model.features), model.quantize) if hasattr(model, "quantize") else _InBfloat16(model)).eval()
+    return (
+        SoftQuantNet(_InBfloat16(model.features), model.quantize) if hasattr(model, "quantize") else _InBfloat16(model)
+    ).eval()
 
 # %% ../nbs/adaptive.ipynb #69ceaf1f
 def crafted(
@@ -131,23 +169,74 @@ def cascade(
     "Every attack on every image that is left, from the largest radius down; saved after each attack."
     model, n = nets[name], len(data)
     attacks = [a for a in attacks if applies(a, name, hasattr(model, "quantize")) and (a.get("source") or name) in nets]
-    content = {"model": keys[name], "sources": {a["source"]: keys[a["source"]] for a in attacks if "source" in a}, "data": data.fingerprint, "attacks": attacks,
-               "radii": list(radii), "before": {f"{r:g}": records.pack(before[r]) for r in radii}, "seed": seed, "precision": precision}
+    content = {
+        "model": keys[name],
+        "sources": {a["source"]: keys[a["source"]] for a in attacks if "source" in a},
+        "data": data.fingerprint,
+        "attacks": attacks,
+        "radii": list(radii),
+        "before": {f"{r:g}": records.pack(before[r]) for r in radii},
+        "seed": seed,
+        "precision": precision,
+    }
     folder = records.run_dir(content, "cascade")
-    if (folder / "record.json").exists() and not refresh: return records.load_json(folder / "record.json")
-    state = records.load_json(folder / "state.json") if (folder / "state.json").exists() and not refresh else {"rows": [], "left": {}}
-    x, y, done, candidates = data.floats(device=device), data.y.to(device), {(r["eps"], r["attack"]) for r in state["rows"]}, np.ones(n, bool)
+    if (folder / "record.json").exists() and not refresh:
+        return records.load_json(folder / "record.json")
+    state = (
+        records.load_json(folder / "state.json")
+        if (folder / "state.json").exists() and not refresh
+        else {"rows": [], "left": {}}
+    )
+    x, y, done, candidates = (
+        data.floats(device=device),
+        data.y.to(device),
+        {(r["eps"], r["attack"]) for r in state["rows"]},
+        np.ones(n, bool),
+    )
     for e in reversed(radii):
         ok = records.unpack(state["left"][f"{e:g}"], n) if f"{e:g}" in state["left"] else before[e].copy()
         for a in (a for a in attacks if (e, label(a)) not in done):
-            begun, i = time.perf_counter(), np.flatnonzero((ok & candidates)[:a.get("n", n)])
+            begun, i = time.perf_counter(), np.flatnonzero((ok & candidates)[: a.get("n", n)])
             for part in torch.from_numpy(i).split(batch_size) if len(i) else ():
-                ok[part.numpy()] = unbroken(a, nets, name, x[part.to(device)], y[part.to(device)], e, part.to(device), seed, x[:200], precision).cpu().numpy()
-            state["rows"].append({"eps": e, "attack": label(a), "given": len(i), "broken": int((~ok[i]).sum()), "seconds": round(time.perf_counter() - begun, 2)})
+                ok[part.numpy()] = (
+                    unbroken(
+                        a,
+                        nets,
+                        name,
+                        x[part.to(device)],
+                        y[part.to(device)],
+                        e,
+                        part.to(device),
+                        seed,
+                        x[:200],
+                        precision,
+                    )
+                    .cpu()
+                    .numpy()
+                )
+            state["rows"].append(
+                {
+                    "eps": e,
+                    "attack": label(a),
+                    "given": len(i),
+                    "broken": int((~ok[i]).sum()),
+                    "seconds": round(time.perf_counter() - begun, 2),
+                }
+            )
             state["left"][f"{e:g}"] = records.pack(ok)
             records.save_json(folder / "state.json", state)
         state["left"][f"{e:g}"], candidates = records.pack(ok), ~ok
-    record = {"kind": "cascade", "hash": records.spec_hash(content), "model": name, "eps": list(radii), "n": n, "seed": seed, "precision": precision, **state, "provenance": records.provenance(device)}
+    record = {
+        "kind": "cascade",
+        "hash": records.spec_hash(content),
+        "model": name,
+        "eps": list(radii),
+        "n": n,
+        "seed": seed,
+        "precision": precision,
+        **state,
+        "provenance": records.provenance(device),
+    }
     records.save_json(folder / "record.json", record)
     return record
 
@@ -189,18 +278,36 @@ def certified(
     data,  # `Dataset`: the images
     radii: tuple,  # l∞ radii, increasing
     attacked: dict,  # radius → (N,) bool: not broken
-    boxes: int | tuple = 50,  # boxes examined for each image, or one number for each radius; a network without a layer gets none, only the first bound
+    boxes: int
+    | tuple = 50,  # boxes examined for each image, or one number for each radius; a network without a layer gets none, only the first bound
     refresh: bool = False,  # prove again
     chunk: int = 50,  # images between two savings
     **options,  # of `certify`: method, leaf
-) -> dict | None:  # record: proven and broken radius by radius, what settled how many; None where F has layers without bounds
+) -> (
+    dict | None
+):  # record: proven and broken radius by radius, what settled how many; None where F has layers without bounds
     "Certify each image at each radius; saved as it goes."
-    if not bounded(model): return None
-    boxes, batch = (boxes, 25) if hasattr(model, "quantize") else (0, 10)  # without a layer every pixel is free, and cutting one of them changes little
-    n, content = len(data), {"model": key, "data": data.fingerprint, "radii": list(radii), "boxes": boxes if isinstance(boxes, int) else list(boxes), "attacked": {f"{r:g}": records.pack(attacked[r]) for r in radii}, **options}
-    if hasattr(model, "quantize"): content["alpha"] = str(model.quantize.alpha)
+    if not bounded(model):
+        return None
+    boxes, batch = (
+        (boxes, 25) if hasattr(model, "quantize") else (0, 10)
+    )  # without a layer every pixel is free, and cutting one of them changes little
+    n, content = (
+        len(data),
+        {
+            "model": key,
+            "data": data.fingerprint,
+            "radii": list(radii),
+            "boxes": boxes if isinstance(boxes, int) else list(boxes),
+            "attacked": {f"{r:g}": records.pack(attacked[r]) for r in radii},
+            **options,
+        },
+    )
+    if hasattr(model, "quantize"):
+        content["alpha"] = str(model.quantize.alpha)
     folder = records.run_dir(content, "certificates")
-    if (folder / "record.json").exists() and not refresh: return records.load_json(folder / "record.json")
+    if (folder / "record.json").exists() and not refresh:
+        return records.load_json(folder / "record.json")
     state = records.load_json(folder / "state.json") if (folder / "state.json").exists() and not refresh else {}
     device = next(model.parameters()).device
     x, y, candidates = data.floats(device=device), data.y.to(device), np.ones(n, bool)
@@ -208,15 +315,37 @@ def certified(
         i = np.flatnonzero(candidates & attacked[e])
         cell = state.setdefault(f"{e:g}", {"at": 0, "proven": [], "broken": [], "how": {}, "boxes": 0, "seconds": 0.0})
         while cell["at"] < len(i):
-            begun, part = time.perf_counter(), i[cell["at"]:cell["at"] + chunk]
-            c = certify(model, x[part], y[part], e, boxes[k] if isinstance(boxes, tuple) else boxes, batch=batch, **options)
-            for how in c.method: cell["how"][how] = cell["how"].get(how, 0) + 1
-            cell.update(at=cell["at"] + len(part), proven=cell["proven"] + part[c.robust.numpy()].tolist(), broken=cell["broken"] + part[c.broken.numpy()].tolist(), boxes=cell["boxes"] + int(c.boxes.sum()), seconds=round(cell["seconds"] + time.perf_counter() - begun, 2))
+            begun, part = time.perf_counter(), i[cell["at"] : cell["at"] + chunk]
+            c = certify(
+                model, x[part], y[part], e, boxes[k] if isinstance(boxes, tuple) else boxes, batch=batch, **options
+            )
+            for how in c.method:
+                cell["how"][how] = cell["how"].get(how, 0) + 1
+            cell.update(
+                at=cell["at"] + len(part),
+                proven=cell["proven"] + part[c.robust.numpy()].tolist(),
+                broken=cell["broken"] + part[c.broken.numpy()].tolist(),
+                boxes=cell["boxes"] + int(c.boxes.sum()),
+                seconds=round(cell["seconds"] + time.perf_counter() - begun, 2),
+            )
             records.save_json(folder / "state.json", state)
         candidates = np.isin(np.arange(n), cell["proven"])
-    left, broken = ({f"{e:g}": records.pack(np.isin(np.arange(n), state[f"{e:g}"][what])) for e in radii} for what in ("proven", "broken"))
+    left, broken = (
+        {f"{e:g}": records.pack(np.isin(np.arange(n), state[f"{e:g}"][what])) for e in radii}
+        for what in ("proven", "broken")
+    )
     cells = {e: {k: c[k] for k in ("how", "boxes", "seconds")} | {"given": c["at"]} for e, c in state.items()}
-    record = {"kind": "certificates", "hash": records.spec_hash(content), "eps": list(radii), "n": n, "left": left, "broken": broken, "cells": cells, "boxes": boxes, "provenance": records.provenance(str(device))}
+    record = {
+        "kind": "certificates",
+        "hash": records.spec_hash(content),
+        "eps": list(radii),
+        "n": n,
+        "left": left,
+        "broken": broken,
+        "cells": cells,
+        "boxes": boxes,
+        "provenance": records.provenance(str(device)),
+    }
     records.save_json(folder / "record.json", record)
     return record
 
@@ -232,33 +361,128 @@ def proofs_from_below(
     "Certificates of all networks."
     done = {}
     for m in nets:
-        n, boxes = (plan["n_test"], plan["boxes"]) if m == "nsq" else (min(plan["n_proof"], plan["n_test"]), plan["boxes_others"])
-        done[m] = certified(nets[m], keys[m], test.subset(n), plan["radii"], {e: v[:n] for e, v in attacked[m].items()}, boxes, refresh, **plan["proof"])
+        n, boxes = (
+            (plan["n_test"], plan["boxes"])
+            if m == "nsq"
+            else (min(plan["n_proof"], plan["n_test"]), plan["boxes_others"])
+        )
+        done[m] = certified(
+            nets[m],
+            keys[m],
+            test.subset(n),
+            plan["radii"],
+            {e: v[:n] for e, v in attacked[m].items()},
+            boxes,
+            refresh,
+            **plan["proof"],
+        )
     return {m: c for m, c in done.items() if c}
 
 # %% ../nbs/adaptive.ipynb #b993c8ae
 def _suite(steps, few, queries, restarts=(10, 50), light=None):
     "The suite, cheap attacks first; `few` images for those that cost most; `light`: options of single attacks."
     raw_and_ste = lambda **a: [{**a, "backward": b} for b in ("raw", "ste")]
-    suite = [*({"attack": "transfer", "source": m, "steps": steps} for m in ("natural", "sq", "nsq", "pgd", "fgsm_rs")), *({"attack": "transfer", "alpha": a, "steps": steps} for a in (10.0, 50.0)),
-             {"attack": "annealed"}, *raw_and_ste(attack="apgd-ce", steps=steps), {"attack": "zbox", "loss": "ce", "steps": steps // 2, "restarts": restarts[0]},
-             {"attack": "apgd-t", "steps": steps, "backward": "ste"}, {"attack": "apgd-t", "steps": steps, "backward": "raw"},
-             {"attack": "eot", "n": few}, {"attack": "spsa", "n": few}, {"attack": "hopskipjump", "n": few}, *raw_and_ste(attack="fab-t", steps=steps, n=few), {"attack": "square", "n_queries": queries, "n": few},
-             *({"attack": "pgd", "setting": s, "steps": 2 * steps, "step_size": 0.005, "restarts": restarts[0], "n": few} for s in ("bpda_ste", "pgd")),
-             {"attack": "zbox", "loss": "ce", "steps": steps // 2, "restarts": restarts[1], "n": few}, {"attack": "zbox", "loss": "ce", "steps": 10 * steps, "n": few}]
+    suite = [
+        *({"attack": "transfer", "source": m, "steps": steps} for m in ("natural", "sq", "nsq", "pgd", "fgsm_rs")),
+        *({"attack": "transfer", "alpha": a, "steps": steps} for a in (10.0, 50.0)),
+        {"attack": "annealed"},
+        *raw_and_ste(attack="apgd-ce", steps=steps),
+        {"attack": "zbox", "loss": "ce", "steps": steps // 2, "restarts": restarts[0]},
+        {"attack": "apgd-t", "steps": steps, "backward": "ste"},
+        {"attack": "apgd-t", "steps": steps, "backward": "raw"},
+        {"attack": "eot", "n": few},
+        {"attack": "spsa", "n": few},
+        {"attack": "hopskipjump", "n": few},
+        *raw_and_ste(attack="fab-t", steps=steps, n=few),
+        {"attack": "square", "n_queries": queries, "n": few},
+        *(
+            {"attack": "pgd", "setting": s, "steps": 2 * steps, "step_size": 0.005, "restarts": restarts[0], "n": few}
+            for s in ("bpda_ste", "pgd")
+        ),
+        {"attack": "zbox", "loss": "ce", "steps": steps // 2, "restarts": restarts[1], "n": few},
+        {"attack": "zbox", "loss": "ce", "steps": 10 * steps, "n": few},
+    ]
     return [a | (light or {}).get(a["attack"], {}) for a in suite]
 
-def _box(steps): return [{"attack": "zbox", "loss": loss, "steps": steps} for loss in ("ce", "cw", "targeted", "dlr")]
+
+def _box(steps):
+    return [{"attack": "zbox", "loss": loss, "steps": steps} for loss in ("ce", "cw", "targeted", "dlr")]
+
 
 MODELS = ("nsq", "pgd", "fgsm_rs", "sq", "natural")
 PARTS = ("suite", "certificates", "hard", "arithmetic", "sanity", "time")
 RADII = {"mnist": (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), "cifar": tuple(e / 255 for e in (1, 2, 4, 6, 8))}
 SUITE_RADII = {"mnist": (0.1, 0.2, 0.3), "cifar": (2 / 255, 4 / 255, 8 / 255)}
 PRESETS = {
-    "smoke": dict(models=("nsq", "pgd"), radii={"mnist": (0.02, 0.1, 0.3), "cifar": (2 / 255, 8 / 255)}, n_test=20, n_suite=8, box=_box(8), proof=dict(method="crown"), boxes=3, boxes_others=3, n_proof=4, closely=MODELS, budgets={"nsq": (0.5,)}, limit=8, n_hard=8, few=8, steps=5, precision="fp32",
-                  suite=_suite(4, 3, 20, (2, 3), {"spsa": {"steps": 2, "samples": 8}, "hopskipjump": {"steps": 1}, "eot": {"steps": 4, "draws": 2}, "annealed": {"steps": 4}})),
-    "cpu": dict(models=MODELS, radii=RADII, n_test=1000, n_suite=500, box=_box(100), suite=_suite(100, 100, 5000), proof=dict(method="full", gain=1.25), boxes=(512, 512, 4096, 64, 8, 1, 1, 1), boxes_others=32, n_proof=100, closely=("nsq", "pgd", "fgsm_rs"), budgets={"pgd": (0.25,), "nsq": (0.5,)}, limit=16, n_hard=300, few=60, steps=100, precision="bf16", parts={"mnist": PARTS, "cifar": ("hard", "arithmetic", "sanity")}),
-    "paper": dict(models=MODELS, radii=RADII, n_test=10_000, n_suite=1000, box=_box(100), suite=_suite(100, 1000, 5000), proof=dict(method="full", gain=1.25), boxes=1000, boxes_others=100, n_proof=1000, closely=MODELS, budgets={"pgd": (0.25,), "nsq": (0.5,)}, limit=16, n_hard=1000, few=1000, steps=100, precision="fp32"),
+    "smoke": dict(
+        models=("nsq", "pgd"),
+        radii={"mnist": (0.02, 0.1, 0.3), "cifar": (2 / 255, 8 / 255)},
+        n_test=20,
+        n_suite=8,
+        box=_box(8),
+        proof=dict(method="crown"),
+        boxes=3,
+        boxes_others=3,
+        n_proof=4,
+        closely=MODELS,
+        budgets={"nsq": (0.5,)},
+        limit=8,
+        n_hard=8,
+        few=8,
+        steps=5,
+        precision="fp32",
+        suite=_suite(
+            4,
+            3,
+            20,
+            (2, 3),
+            {
+                "spsa": {"steps": 2, "samples": 8},
+                "hopskipjump": {"steps": 1},
+                "eot": {"steps": 4, "draws": 2},
+                "annealed": {"steps": 4},
+            },
+        ),
+    ),
+    "cpu": dict(
+        models=MODELS,
+        radii=RADII,
+        n_test=1000,
+        n_suite=500,
+        box=_box(100),
+        suite=_suite(100, 100, 5000),
+        proof=dict(method="full", gain=1.25),
+        boxes=(512, 512, 4096, 64, 8, 1, 1, 1),
+        boxes_others=32,
+        n_proof=100,
+        closely=("nsq", "pgd", "fgsm_rs"),
+        budgets={"pgd": (0.25,), "nsq": (0.5,)},
+        limit=16,
+        n_hard=300,
+        few=60,
+        steps=100,
+        precision="bf16",
+        parts={"mnist": PARTS, "cifar": ("hard", "arithmetic", "sanity")},
+    ),
+    "paper": dict(
+        models=MODELS,
+        radii=RADII,
+        n_test=10_000,
+        n_suite=1000,
+        box=_box(100),
+        suite=_suite(100, 1000, 5000),
+        proof=dict(method="full", gain=1.25),
+        boxes=1000,
+        boxes_others=100,
+        n_proof=1000,
+        closely=MODELS,
+        budgets={"pgd": (0.25,), "nsq": (0.5,)},
+        limit=16,
+        n_hard=1000,
+        few=1000,
+        steps=100,
+        precision="fp32",
+    ),
 }
 
 # %% ../nbs/adaptive.ipynb #9e37e586
@@ -274,28 +498,51 @@ def protocol(
     **unknown,  # nothing else
 ):  # `Protocol` of the experiment, and what to do with its networks
     "What to run. Raises ValueError naming the parameter that is wrong."
-    if unknown: raise ValueError(f"unknown parameter {', '.join(unknown)}; there are scale, experiment, models, n_test, n_suite, parts, seed, device")
-    if experiment not in RADII: raise ValueError(f"experiment={experiment!r} is unknown; choose one of {', '.join(RADII)}")
+    if unknown:
+        raise ValueError(
+            f"unknown parameter {', '.join(unknown)}; there are scale, experiment, models, n_test, n_suite, parts, seed, device"
+        )
+    if experiment not in RADII:
+        raise ValueError(f"experiment={experiment!r} is unknown; choose one of {', '.join(RADII)}")
     as_names = lambda v: tuple(v.replace(" ", "").split(",")) if isinstance(v, str) else tuple(v)
     own = import_module(f"nsq_repro.{experiment}")
     base = own.protocol(scale=scale, seed=seed, device=device)
     plan = dict(PRESETS[base.scale], experiment=experiment)
     wanted = as_names(models or plan["models"])
-    if unknown := sorted(set(wanted) - set(MODELS)): raise ValueError(f"models={', '.join(unknown)} unknown; choose of {', '.join(MODELS)}")
+    if unknown := sorted(set(wanted) - set(MODELS)):
+        raise ValueError(f"models={', '.join(unknown)} unknown; choose of {', '.join(MODELS)}")
     usual = plan["parts"][experiment] if "parts" in plan else PARTS
     plan["parts"] = usual if parts is None else as_names(parts)
-    if unknown := sorted(set(plan["parts"]) - set(PARTS)): raise ValueError(f"parts={', '.join(unknown)} unknown; choose of {', '.join(PARTS)}")
+    if unknown := sorted(set(plan["parts"]) - set(PARTS)):
+        raise ValueError(f"parts={', '.join(unknown)} unknown; choose of {', '.join(PARTS)}")
     for k, v in (("n_test", n_test), ("n_suite", n_suite)):
-        if v is not None and (type(v) is not int or v < 1): raise ValueError(f"{k}={v!r}: a whole number of images, at least 1, is wanted")
+        if v is not None and (type(v) is not int or v < 1):
+            raise ValueError(f"{k}={v!r}: a whole number of images, at least 1, is wanted")
     there = base.attacks[0].n_test
     plan["n_test"] = n_test or min(plan["n_test"], there)
     plan["n_suite"] = n_suite or min(plan["n_suite"], plan["n_test"])
-    if not plan["n_suite"] <= plan["n_test"] <= there: raise ValueError(f"n_test={plan['n_test']}, n_suite={plan['n_suite']}: the suite takes the first of n_test images, and these are at most the {there} of the {experiment} page at scale {base.scale}")
+    if not plan["n_suite"] <= plan["n_test"] <= there:
+        raise ValueError(
+            f"n_test={plan['n_test']}, n_suite={plan['n_suite']}: the suite takes the first of n_test images, and these are at most the {there} of the {experiment} page at scale {base.scale}"
+        )
     less = dict(settings="pgd,bpda_ste", losses="ce") if base.scale == "smoke" else {}
-    base = replace(own.protocol(scale=base.scale, seed=seed, device=device, models=",".join(wanted), **less), variant=None)
-    changed = [f"{k}{'+'.join(v) if isinstance(v, tuple) else v}" for k, v in (("models", wanted), ("n_test", plan["n_test"]), ("n_suite", plan["n_suite"]))
-               if v != (PRESETS[base.scale][k] if k == "models" else min(PRESETS[base.scale][k], base.attacks[0].n_test))] + ([f"seed{seed}"] if seed else []) + (["parts" + "+".join(plan["parts"])] if plan["parts"] != usual else [])
-    plan.update(radii=plan["radii"][experiment], suite_radii=tuple(r for r in SUITE_RADII[experiment] if r in plan["radii"][experiment]), variant="-".join([f"adaptive-{experiment}", *changed]) if changed else None)
+    base = replace(
+        own.protocol(scale=base.scale, seed=seed, device=device, models=",".join(wanted), **less), variant=None
+    )
+    changed = (
+        [
+            f"{k}{'+'.join(v) if isinstance(v, tuple) else v}"
+            for k, v in (("models", wanted), ("n_test", plan["n_test"]), ("n_suite", plan["n_suite"]))
+            if v != (PRESETS[base.scale][k] if k == "models" else min(PRESETS[base.scale][k], base.attacks[0].n_test))
+        ]
+        + ([f"seed{seed}"] if seed else [])
+        + (["parts" + "+".join(plan["parts"])] if plan["parts"] != usual else [])
+    )
+    plan.update(
+        radii=plan["radii"][experiment],
+        suite_radii=tuple(r for r in SUITE_RADII[experiment] if r in plan["radii"][experiment]),
+        variant="-".join([f"adaptive-{experiment}", *changed]) if changed else None,
+    )
     return base, plan
 
 # %% ../nbs/adaptive.ipynb #cc62af2d
@@ -310,13 +557,21 @@ def attacks_from_above(
 ) -> tuple[dict, dict]:  # cascade records of the box attack and of the suite, by model
     "Box attack on n_test images, then the suite on the first n_suite of them."
     data, few, box, suite = test.subset(plan["n_test"]), test.subset(plan["n_suite"]), {}, {}
-    x, y, how = data.floats(device=p.device), data.y.to(p.device), dict(seed=p.seed, device=p.device, precision=plan["precision"], refresh=refresh)
+    x, y, how = (
+        data.floats(device=p.device),
+        data.y.to(p.device),
+        dict(seed=p.seed, device=p.device, precision=plan["precision"], refresh=refresh),
+    )
     for m in nets:
         clean = judged(nets[m], x, x, y, 0.0).correct.cpu().numpy()
         start = joined([r for r in evaluated if r["model"] == m], len(data), plan["radii"], clean)
-        box[m] = {**cascade(nets, m, keys, data, plan["box"], plan["radii"], start, **how), "clean": records.pack(clean), "start": {f"{e:g}": records.pack(v) for e, v in start.items()}}
+        box[m] = {
+            **cascade(nets, m, keys, data, plan["box"], plan["radii"], start, **how),
+            "clean": records.pack(clean),
+            "start": {f"{e:g}": records.pack(v) for e, v in start.items()},
+        }
     for m in (m for m in nets if "suite" in plan["parts"] and m in plan["closely"]):
-        start = {e: v[:len(few)] for e, v in left_of(box[m]).items() if e in plan["suite_radii"]}
+        start = {e: v[: len(few)] for e, v in left_of(box[m]).items() if e in plan["suite_radii"]}
         suite[m] = cascade(nets, m, keys, few, plan["suite"], plan["suite_radii"], start, **how)
     return box, suite
 
@@ -325,13 +580,21 @@ def kept(
     out: dict,  # of `run`: box, suite, certificates by model, and the plan
     name: str,  # of a model
     suite: bool = False,  # only the images and radii of the suite
-) -> dict:  # radius → (N,) bool: neither an attack nor the search for a proof broke the image, at this radius or a smaller one
+) -> (
+    dict
+):  # radius → (N,) bool: neither an attack nor the search for a proof broke the image, at this radius or a smaller one
     "The upper side of the bracket."
     n, found = out["plan"]["n_test"], []
-    for r, lost in ((out["suite"].get(name), lambda r, e: ~left_of(r)[e]), (out["certificates"].get(name), lambda r, e: records.unpack(r["broken"][f"{e:g}"], r["n"]))):
+    for r, lost in (
+        (out["suite"].get(name), lambda r, e: ~left_of(r)[e]),
+        (out["certificates"].get(name), lambda r, e: records.unpack(r["broken"][f"{e:g}"], r["n"])),
+    ):
         found += [(e, np.pad(lost(r, e), (0, n - r["n"]))) for e in r["eps"]] if r else []
-    ok = {e: v & ~np.any([np.zeros(n, bool), *(b for r, b in found if r <= e)], axis=0) for e, v in left_of(out["box"][name]).items()}
-    return {e: v[:out["plan"]["n_suite"]] for e, v in ok.items() if e in out["plan"]["suite_radii"]} if suite else ok
+    ok = {
+        e: v & ~np.any([np.zeros(n, bool), *(b for r, b in found if r <= e)], axis=0)
+        for e, v in left_of(out["box"][name]).items()
+    }
+    return {e: v[: out["plan"]["n_suite"]] for e, v in ok.items() if e in out["plan"]["suite_radii"]} if suite else ok
 
 # %% ../nbs/adaptive.ipynb #9467776b
 def small_run(
@@ -339,19 +602,28 @@ def small_run(
     content: dict,  # what names it
     refresh: bool,  # compute it again
     compute,  # callable → JSON values
-    *args, **kwargs,  # of `compute`; the first is a network
+    *args,
+    **kwargs,  # of `compute`; the first is a network
 ):  # what it returned, now or before
     "A result kept under runs/."
     path = records.run_dir(content, kind) / "record.json"
     if refresh or not path.exists():
         begun = time.perf_counter()
-        records.save_json(path, {"result": compute(*args, **kwargs), "seconds": round(time.perf_counter() - begun, 2), "provenance": records.provenance(str(next(args[0].parameters()).device))})
+        records.save_json(
+            path,
+            {
+                "result": compute(*args, **kwargs),
+                "seconds": round(time.perf_counter() - begun, 2),
+                "provenance": records.provenance(str(next(args[0].parameters()).device)),
+            },
+        )
     return records.load_json(path)["result"]
 
 # %% ../nbs/adaptive.ipynb #28a9ccf7
 def decided(
     hard,  # a `SoftQuantNet` with α = ∞
-    x: Tensor, y: Tensor,  # images and labels
+    x: Tensor,
+    y: Tensor,  # images and labels
     eps: float,  # l∞ radius
     limit: int,  # images with at most so many free pixels are decided
     proof: dict,  # options of `certify` for the others
@@ -364,10 +636,21 @@ def decided(
         if part.any():
             c = certify(hard, x[part], y[part], eps, leaf=512 if bounded(hard) else 2**limit, **how)
             robust[part], broken[part] = c.robust, c.broken
-    counts = {"few": few, "decided": few & (robust | broken), "robust": robust, "broken": broken, "open": ~robust & ~broken}
-    return {"n": len(x), "limit": limit, "pixels": round(float(free.double().mean()), 2), **{k: int(v.sum()) for k, v in counts.items()}}
+    counts = {
+        "few": few,
+        "decided": few & (robust | broken),
+        "robust": robust,
+        "broken": broken,
+        "open": ~robust & ~broken,
+    }
+    return {
+        "n": len(x),
+        "limit": limit,
+        "pixels": round(float(free.double().mean()), 2),
+        **{k: int(v.sum()) for k, v in counts.items()},
+    }
 
-
+# %% ../nbs/adaptive.ipynb #62389d06
 def hard_limit(p, plan, nets, keys, test, refresh=False) -> list[dict]:
     "`decided` for networks with a layer, behind α = ∞, radius by radius."
     limit, proof, rows = plan["limit"], plan["proof"], []
@@ -377,7 +660,15 @@ def hard_limit(p, plan, nets, keys, test, refresh=False) -> list[dict]:
         x, y = data.floats(device=p.device), data.y.to(p.device)
         for e in plan["radii"][1:4] if some else plan["radii"][:3]:
             content = {"model": keys[m], "data": data.fingerprint, "eps": e, "limit": limit, **proof}
-            rows.append({"model": m, "eps": e, **small_run("hard", content, refresh, decided, with_alpha(nets[m], math.inf), x, y, e, limit, proof)})
+            rows.append(
+                {
+                    "model": m,
+                    "eps": e,
+                    **small_run(
+                        "hard", content, refresh, decided, with_alpha(nets[m], math.inf), x, y, e, limit, proof
+                    ),
+                }
+            )
     return rows
 
 # %% ../nbs/adaptive.ipynb #72088fcb
@@ -388,9 +679,19 @@ def arithmetic(p, plan, nets, keys, test, refresh=False) -> dict:
     for m in nets:
         for e in plan["suite_radii"]:
             content = {"model": keys[m], "data": data.fingerprint, "eps": e}
-            zero.append({"model": m, "eps": e, "n": len(y), **small_run("zeros", content, refresh, zero_gradient_share, nets[m], x, y, e)})
+            zero.append(
+                {
+                    "model": m,
+                    "eps": e,
+                    "n": len(y),
+                    **small_run("zeros", content, refresh, zero_gradient_share, nets[m], x, y, e),
+                }
+            )
             if hasattr(nets[m], "quantize") and m in plan["closely"]:
-                table += [{"model": m, "eps": e, **r} for r in small_run("gradients", content | how, refresh, gradient_table, nets[m], x, y, e, **how)]
+                table += [
+                    {"model": m, "eps": e, **r}
+                    for r in small_run("gradients", content | how, refresh, gradient_table, nets[m], x, y, e, **how)
+                ]
     return {"zero": zero, "gradients": table}
 
 # %% ../nbs/adaptive.ipynb #e49862cd
@@ -399,13 +700,24 @@ def free_pixels(
     x: Tensor,  # (N, C, H, W) images in [0, 1]
     radii: tuple,  # l∞ radii
     limit: int = 16,  # what counts as few
-) -> list[dict]:  # rows: eps, limit, values of an image; how many can move and how many can cross a threshold (means); few: share of images where at most `limit` can
+) -> list[
+    dict
+]:  # rows: eps, limit, values of an image; how many can move and how many can cross a threshold (means); few: share of images where at most `limit` can
     "What the ball looks like behind the layer."
     rows = []
     for e in radii:
         lo, hi = S.reachable_box(x, e)
         free, crossing = ((hi - lo > least).flatten(1).sum(1).double() for least in (0, 0.5 / S.K))
-        rows.append({"eps": e, "values": x[0].numel(), "free": round(float(free.mean()), 3), "crossing": round(float(crossing.mean()), 3), "limit": limit, "few": round(float((crossing <= limit).double().mean()), 4)})
+        rows.append(
+            {
+                "eps": e,
+                "values": x[0].numel(),
+                "free": round(float(free.mean()), 3),
+                "crossing": round(float(crossing.mean()), 3),
+                "limit": limit,
+                "few": round(float((crossing <= limit).double().mean()), 4),
+            }
+        )
     return rows
 
 # %% ../nbs/adaptive.ipynb #de30cc7d
@@ -413,17 +725,57 @@ def sane(p, plan, nets, keys, test, refresh=False) -> list[dict]:
     "Records of `sanity_record` at the largest radius of the suite."
     data, e = test.subset(max(plan["few"] // 2, 1)), plan["suite_radii"][-1]
     x, y, steps = data.floats(device=p.device), data.y.to(p.device), max(plan["steps"] * 2 // 5, 4)
-    return [small_run("sanity", {"model": keys[m], "data": data.fingerprint, "eps": e, "steps": steps}, refresh, sanity_record, nets[m], x, y, e, steps, seed=p.seed, name=m) for m in nets]
+    return [
+        small_run(
+            "sanity",
+            {"model": keys[m], "data": data.fingerprint, "eps": e, "steps": steps},
+            refresh,
+            sanity_record,
+            nets[m],
+            x,
+            y,
+            e,
+            steps,
+            seed=p.seed,
+            name=m,
+        )
+        for m in nets
+    ]
 
-
+# %% ../nbs/adaptive.ipynb #0dc7579d
 def briefly(p, plan, fit, test, refresh=False) -> list[tuple]:
     "Recipes with another number of iterations: (recipe, radius → not broken by the box attack, False)."
     data, found = test.subset(plan["n_suite"]), []
-    x, y, how = data.floats(device=p.device), data.y.to(p.device), dict(seed=p.seed, device=p.device, precision=plan["precision"], refresh=refresh)
-    for short in [replace(t, iterations=max(1, round(share * t.iterations))) for t in p.train for share in plan["budgets"].get(t.model, ())]:
+    x, y, how = (
+        data.floats(device=p.device),
+        data.y.to(p.device),
+        dict(seed=p.seed, device=p.device, precision=plan["precision"], refresh=refresh),
+    )
+    for short in [
+        replace(t, iterations=max(1, round(share * t.iterations)))
+        for t in p.train
+        for share in plan["budgets"].get(t.model, ())
+    ]:
         net = train(short, fit, p.device)[0]
         clean = judged(net, x, x, y, 0.0).correct.cpu().numpy()
-        found.append((short, left_of(cascade({short.model: net}, short.model, {short.model: train_key(short, fit.fingerprint)}, data, plan["box"], plan["suite_radii"], {e: clean for e in plan["suite_radii"]}, **how)), False))
+        found.append(
+            (
+                short,
+                left_of(
+                    cascade(
+                        {short.model: net},
+                        short.model,
+                        {short.model: train_key(short, fit.fingerprint)},
+                        data,
+                        plan["box"],
+                        plan["suite_radii"],
+                        {e: clean for e in plan["suite_radii"]},
+                        **how,
+                    )
+                ),
+                False,
+            )
+        )
     return found
 
 # %% ../nbs/adaptive.ipynb #3ab7b46e
@@ -432,7 +784,9 @@ def time_and_robustness(
     attacked: list,  # (recipe, radius → (N,) bool: not broken, whether by the whole suite)
     fit,  # training `Dataset`
     refresh: bool = False,  # measure again
-) -> tuple[list[dict], dict]:  # rows: model, eps, iterations, suite, seconds (median, fastest and slowest of the turns), correct, n, accuracy, low, high, outcomes; where it was timed
+) -> tuple[
+    list[dict], dict
+]:  # rows: model, eps, iterations, suite, seconds (median, fastest and slowest of the turns), correct, n, accuracy, low, high, outcomes; where it was timed
     "Worst-case accuracy beside the time the training takes on this device: seconds per iteration, all models measured in turns, times iterations."
     how = dict(rounds=3, iterations=2) if p.scale == "smoke" else dict(rounds=7, iterations=3)
     cost, rows = training_cost(p.train, fit, p.device, refresh, **how), []
@@ -440,8 +794,23 @@ def time_and_robustness(
         turns = [s * t.iterations for s in cost["seconds_per_iteration"][t.model]]
         for e, ok in left.items():
             low, high = wilson(k := int(ok.sum()), len(ok))
-            rows.append({"model": t.model, "eps": e, "iterations": t.iterations, "suite": all_attacks, "seconds": round(float(np.median(turns)), 2), "fastest": round(min(turns), 2), "slowest": round(max(turns), 2),
-                         "correct": k, "n": len(ok), "accuracy": k / len(ok), "low": low, "high": high, "outcomes": records.pack(ok)})
+            rows.append(
+                {
+                    "model": t.model,
+                    "eps": e,
+                    "iterations": t.iterations,
+                    "suite": all_attacks,
+                    "seconds": round(float(np.median(turns)), 2),
+                    "fastest": round(min(turns), 2),
+                    "slowest": round(max(turns), 2),
+                    "correct": k,
+                    "n": len(ok),
+                    "accuracy": k / len(ok),
+                    "low": low,
+                    "high": high,
+                    "outcomes": records.pack(ok),
+                }
+            )
     return rows, cost["provenance"]
 
 # %% ../nbs/adaptive.ipynb #5f3e6e9b
@@ -454,7 +823,9 @@ def run(
     "Everything of this page that costs time. Raises ValueError or FileNotFoundError before any work if it cannot be done."
     p, plan = protocol(**parameters)
     if lacks := [m for m in ("torchattacks", "foolbox") if "suite" in plan["parts"] and find_spec(m) is None]:
-        raise ModuleNotFoundError(f"the suite needs {' and '.join(lacks)}: pip install 'nsq-repro[dev]', or leave it out with parts")
+        raise ModuleNotFoundError(
+            f"the suite needs {' and '.join(lacks)}: pip install 'nsq-repro[dev]', or leave it out with parts"
+        )
     fit, test = import_module(f"nsq_repro.{plan['experiment']}").datasets(p, data_root, download)
     nets, trained, evaluated = run_protocol(p, fit, test)
     keys, do = {t.model: train_key(t, fit.fingerprint) for t in p.train}, lambda part: part in plan["parts"]
@@ -462,12 +833,29 @@ def run(
     attacked = {m: left_of(box[m]) for m in nets}
     out = {"p": p, "plan": plan, "test": test, "trained": trained, "box": box, "suite": suite, "certificates": {}}
     layer = next((net.quantize for net in nets.values() if hasattr(net, "quantize")), None)
-    out["free"] = free_pixels(layer, test.subset(plan["n_test"]).floats(device=p.device), plan["radii"], plan["limit"]) if layer else []
-    if do("certificates"): out["certificates"] = proofs_from_below(plan, nets, keys, attacked, test, refresh)
-    if do("hard"): out["hard"] = hard_limit(p, plan, nets, keys, test, refresh)
-    if do("arithmetic"): out["arithmetic"] = arithmetic(p, plan, nets, keys, test, refresh)
-    if do("sanity"): out["sanity"] = sane(p, plan, nets, keys, test, refresh)
-    if do("time"): out["time"] = time_and_robustness(p, [*((t, kept(out, t.model, suite=True), t.model in suite) for t in p.train), *briefly(p, plan, fit, test, refresh)], fit, refresh)
+    out["free"] = (
+        free_pixels(layer, test.subset(plan["n_test"]).floats(device=p.device), plan["radii"], plan["limit"])
+        if layer
+        else []
+    )
+    if do("certificates"):
+        out["certificates"] = proofs_from_below(plan, nets, keys, attacked, test, refresh)
+    if do("hard"):
+        out["hard"] = hard_limit(p, plan, nets, keys, test, refresh)
+    if do("arithmetic"):
+        out["arithmetic"] = arithmetic(p, plan, nets, keys, test, refresh)
+    if do("sanity"):
+        out["sanity"] = sane(p, plan, nets, keys, test, refresh)
+    if do("time"):
+        out["time"] = time_and_robustness(
+            p,
+            [
+                *((t, kept(out, t.model, suite=True), t.model in suite) for t in p.train),
+                *briefly(p, plan, fit, test, refresh),
+            ],
+            fit,
+            refresh,
+        )
     return out
 
 # %% ../nbs/adaptive.ipynb #c13724bd
@@ -477,9 +865,15 @@ def made(
 ) -> dict:  # scale, seed, data, provenance, unit of ε
     "What every record of this page says of itself."
     last = max((b["provenance"] for b in (out["suite"] or out["box"]).values()), key=lambda v: v["finished"])
-    return {"scale": out["p"].scale, "seed": out["p"].seed, "data": out["test"].subset(n).describe(), "provenance": last, "eps_unit": 255 if out["plan"]["experiment"] == "cifar" else 1}
+    return {
+        "scale": out["p"].scale,
+        "seed": out["p"].seed,
+        "data": out["test"].subset(n).describe(),
+        "provenance": last,
+        "eps_unit": 255 if out["plan"]["experiment"] == "cifar" else 1,
+    }
 
-
+# %% ../nbs/adaptive.ipynb #a088498a
 def bracket_record(
     out: dict,  # of `run`
 ) -> dict:  # series 'attacked' and 'certified' of each model, and what each attack was given and broke
@@ -491,11 +885,17 @@ def bracket_record(
         sides = [[clean, *upper.values()]] * 2  # nothing certified: what is not broken is drawn alone
         series += bracket((0.0, *plan["radii"]), *sides, **labels)[:1]
         if c := out["certificates"].get(m):
-            sides = [[v[:c["n"]] for v in (clean, *of.values())] for of in (upper, left_of(c))]
+            sides = [[v[: c["n"]] for v in (clean, *of.values())] for of in (upper, left_of(c))]
             series += bracket((0.0, *plan["radii"]), *sides, **labels)[1:]
-    return {**made(out, plan["n_test"]), "series": series, "attacks": [{"model": m, **r} for m, b in out["box"].items() for r in b["rows"]],
-            "free": out["free"], "proof": plan["proof"], "proofs": {m: {"boxes": c["boxes"], **c["cells"]} for m, c in out["certificates"].items()},
-            "training": {r["spec"]["model"]: {k: r[k] for k in ("hash", "spec", "seconds")} for r in out["trained"]}}
+    return {
+        **made(out, plan["n_test"]),
+        "series": series,
+        "attacks": [{"model": m, **r} for m, b in out["box"].items() for r in b["rows"]],
+        "free": out["free"],
+        "proof": plan["proof"],
+        "proofs": {m: {"boxes": c["boxes"], **c["cells"]} for m, c in out["certificates"].items()},
+        "training": {r["spec"]["model"]: {k: r[k] for k in ("hash", "spec", "seconds")} for r in out["trained"]},
+    }
 
 # %% ../nbs/adaptive.ipynb #cedf5426
 def suite_record(
@@ -505,10 +905,22 @@ def suite_record(
     n, rows = out["plan"]["n_suite"], []
     for m, suite in out["suite"].items():
         box, clean = out["box"][m], records.unpack(out["box"][m]["clean"], out["box"][m]["n"])[:n]
-        start, after = ({e: records.unpack(box[k][f"{e:g}"], box["n"])[:n] for e in suite["eps"]} for k in ("start", "left"))
+        start, after = (
+            {e: records.unpack(box[k][f"{e:g}"], box["n"])[:n] for e in suite["eps"]} for k in ("start", "left")
+        )
         end, final = left_of(suite), kept(out, m, suite=True)
         for e in suite["eps"]:
-            rows += [{"model": m, "eps": e, "attack": a, "given": int(b.sum()), "broken": int((b & ~c).sum())} for a, b, c in (("PGD and BPDA", clean, start[e]), ("box attack", start[e], after[e]))]
-            rows += [{"model": m, **{k: r[k] for k in ("eps", "attack", "given", "broken")}} for r in suite["rows"] if r["eps"] == e]
-            rows += [{"model": m, "eps": e, "attack": a, "given": int(b.sum()), "broken": int((b & ~c).sum())} for a, b, c in (("search for a proof", end[e], final[e]), ("all", clean, final[e]))]
+            rows += [
+                {"model": m, "eps": e, "attack": a, "given": int(b.sum()), "broken": int((b & ~c).sum())}
+                for a, b, c in (("PGD and BPDA", clean, start[e]), ("box attack", start[e], after[e]))
+            ]
+            rows += [
+                {"model": m, **{k: r[k] for k in ("eps", "attack", "given", "broken")}}
+                for r in suite["rows"]
+                if r["eps"] == e
+            ]
+            rows += [
+                {"model": m, "eps": e, "attack": a, "given": int(b.sum()), "broken": int((b & ~c).sum())}
+                for a, b, c in (("search for a proof", end[e], final[e]), ("all", clean, final[e]))
+            ]
     return {**made(out, n), "attacks": rows}

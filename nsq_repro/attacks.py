@@ -9,8 +9,9 @@ __all__ = ['LOSSES', 'GOLDEN', 'SETTINGS', 'margin', 'ce', 'cw', 'dlr', 'seeded_
 # %% ../nbs/attacks.ipynb #8ab2bb51
 import functools
 import math
+from collections.abc import Callable
 from contextlib import contextmanager
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as TF
@@ -98,6 +99,7 @@ class _StraightThrough(torch.autograd.Function):
 # %% ../nbs/attacks.ipynb #e7c89a72
 SETTINGS = ("pgd", "bpda", "bpda_ste")
 
+
 def surrogate(
     model: Callable,  # a `SoftQuantNet`, or any callable from images to logits
     setting: str = "pgd",  # 'pgd', 'bpda' (the paper's) or 'bpda_ste'
@@ -140,7 +142,9 @@ def _check(x, y, eps, loss, **numbers):
     if loss not in LOSSES:
         raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
     if not torch.is_floating_point(x):
-        raise ValueError(f"x has dtype {x.dtype}; attacks need floating-point images in [0, 1] (divide uint8 images by 255)")
+        raise ValueError(
+            f"x has dtype {x.dtype}; attacks need floating-point images in [0, 1] (divide uint8 images by 255)"
+        )
     if y.shape != x.shape[:1]:
         raise ValueError(f"y has shape {tuple(y.shape)}; expected one label for each of the {len(x)} images")
     e = torch.as_tensor(eps, dtype=x.dtype, device=x.device)
@@ -271,7 +275,8 @@ def pgd(
     random_start: bool = True,  # start uniformly in the ε-ball; False: start at x, and restarts beyond one change nothing
     restarts: int = 1,  # number of starts
     seed: int = 0,  # of the random starts
-    index: Tensor | None = None,  # (N,) int64 place of each image in its data set, which its random start depends on; default 0 … N−1
+    index: Tensor
+    | None = None,  # (N,) int64 place of each image in its data set, which its random start depends on; default 0 … N−1
     x_start: Tensor | None = None,  # (N, C, H, W) start here instead
     skip_cycles: bool | None = None,  # let settled paths leave the batch; default: on the CPU
 ) -> AttackResult:
@@ -281,7 +286,9 @@ def pgd(
     skip_cycles = x.device.type == "cpu" if skip_cycles is None else skip_cycles
     f, box, result = surrogate(model, setting), ball(x, e), None
     judge = model if setting == "bpda" and f is not model else None
-    skip_cycles = skip_cycles and judge is None  # a judge looks at unbroken examples only; and paths on F alone do not settle
+    skip_cycles = (
+        skip_cycles and judge is None
+    )  # a judge looks at unbroken examples only; and paths on F alone do not settle
     with frozen(model):
         for r in range(restarts if random_start and x_start is None else 1):
             xt = x if x_start is None else x_start
@@ -293,5 +300,10 @@ def pgd(
                 result = AttackResult(x_bad, x_last, *ok)
             else:
                 keep = (~result.correct_worst).view(-1, *[1] * (x.ndim - 1))
-                result = AttackResult(torch.where(keep, result.x, x_bad), x_last, result.correct_last & ok[0], result.correct_worst & ok[1])
+                result = AttackResult(
+                    torch.where(keep, result.x, x_bad),
+                    x_last,
+                    result.correct_last & ok[0],
+                    result.correct_worst & ok[1],
+                )
     return result

@@ -11,7 +11,8 @@ __all__ = ['class_losses', 'label_loss', 'cross_entropy', 'Sides', 'two_sample_b
 
 # %% ../nbs/bound.ipynb #eb36e061
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class Sides(NamedTuple):
     left: Tensor
     right: Tensor
 
-
+# %% ../nbs/bound.ipynb #181cd2f9
 def two_sample_bound(
     logits_p: Tensor,  # (N, C) logits at x'
     logits_q: Tensor,  # (N, C) logits at x''
@@ -97,7 +98,10 @@ def factored_bound(
     y: Tensor,  # (N,) int64 labels
 ) -> Sides:  # L(p, q), and L(p, y) + Λ L(q, y)
     "The two sides of @eq-two-samples-factor: left ≤ right for all distributions with finite logits."
-    return Sides(cross_entropy(logits_p, logits_q), label_loss(logits_p, y) + two_sample_factor(logits_p, y) * label_loss(logits_q, y))
+    return Sides(
+        cross_entropy(logits_p, logits_q),
+        label_loss(logits_p, y) + two_sample_factor(logits_p, y) * label_loss(logits_q, y),
+    )
 
 # %% ../nbs/bound.ipynb #51b24d24
 def total_variation(
@@ -108,7 +112,9 @@ def total_variation(
     p, q = logits_p.softmax(1), logits_q.softmax(1)
     d, top = p - q, (p + q).argmax(1, keepdim=True)
     d = d.scatter(1, top, 0.0)
-    return (d.abs().sum(1) + d.sum(1).abs()) / 2  # the differences add up to 0, so the top class has minus the sum of the others
+    return (
+        d.abs().sum(1) + d.sum(1).abs()
+    ) / 2  # the differences add up to 0, so the top class has minus the sum of the others
 
 # %% ../nbs/bound.ipynb #f8d650cd
 class RepairedBound(NamedTuple):
@@ -118,7 +124,7 @@ class RepairedBound(NamedTuple):
     misses: Tensor  # (1 − p_y) + (1 − q_y)
     losses: Tensor  # L(p, y) + L(q, y)
 
-
+# %% ../nbs/bound.ipynb #fda5d856
 def repaired_bound(
     logits_p: Tensor,  # (N, C) logits at x'
     logits_q: Tensor,  # (N, C) logits at x''
@@ -135,7 +141,8 @@ def noisy_pair(
     radius: float,  # r of the uniform noise, in [0, 1] pixel units
     seed: int = 0,  # of the noise
     pair: int = 0,  # which pair of samples
-    index: Tensor | None = None,  # (N,) place of each image in its data set, which its noise depends on; default 0 … N−1
+    index: Tensor
+    | None = None,  # (N,) place of each image in its data set, which its noise depends on; default 0 … N−1
 ) -> tuple[Tensor, Tensor]:  # x', x'': (N, C, H, W) in [0, 1], in the type of x
     "Two independent noisy samples of each image, clipped to the image range. Raises ValueError for a radius outside [0, 1]."
     if not 0 <= radius <= 1:
@@ -147,12 +154,13 @@ def noisy_pair(
 # %% ../nbs/bound.ipynb #473daf5c
 class Pairs(NamedTuple):
     "Eq. 9 and its repairs for a pair of noisy samples of each image, (N,) each, float64 on the CPU."
+
     printed: Sides  # Eq. 9 as printed
     factored: Sides  # Eq. 9 with the factor Λ
     factor: Tensor  # Λ
     repaired: RepairedBound  # the chain for the total variation
 
-
+# %% ../nbs/bound.ipynb #693a2f39
 def measure_pairs(
     model: Callable,  # network in eval mode: images to logits; best in float64
     x: Tensor,  # (N, C, H, W) natural images in [0, 1], in the type of the network
@@ -163,9 +171,14 @@ def measure_pairs(
 ) -> Pairs:
     "Evaluate both sides of @eq-two-samples, @eq-two-samples-factor and @eq-repaired-bound on one pair for each image."
     with torch.no_grad():
-        parts = [[model(s).double().cpu() for s in noisy_pair(x[i], radius, seed, index=i)] for i in torch.arange(len(x), device=x.device).split(batch)]
+        parts = [
+            [model(s).double().cpu() for s in noisy_pair(x[i], radius, seed, index=i)]
+            for i in torch.arange(len(x), device=x.device).split(batch)
+        ]
     zp, zq, y = *(torch.cat(z) for z in zip(*parts)), y.cpu()
-    return Pairs(two_sample_bound(zp, zq, y), factored_bound(zp, zq, y), two_sample_factor(zp, y), repaired_bound(zp, zq, y))
+    return Pairs(
+        two_sample_bound(zp, zq, y), factored_bound(zp, zq, y), two_sample_factor(zp, y), repaired_bound(zp, zq, y)
+    )
 
 # %% ../nbs/bound.ipynb #ffe45fda
 def kl_divergence(
@@ -179,17 +192,20 @@ def kl_divergence(
 # %% ../nbs/bound.ipynb #7c3b5224
 class Split(NamedTuple):
     "The terms of Eq. 11, (N,) each."
+
     whole: Tensor  # L(p, q)
     entropy: Tensor  # L(q, q), Eq. 12
     rest: Tensor  # L(p, q) − L(q, q), Eq. 13
 
-
+# %% ../nbs/bound.ipynb #097eef73
 def split_cross_entropy(
     logits_p: Tensor,  # (N, C) logits at x'
     logits_q: Tensor,  # (N, C) logits at x''
 ) -> Split:
     "Equation 11, @eq-proof-split."
-    return Split(cross_entropy(logits_p, logits_q), cross_entropy(logits_q, logits_q), kl_divergence(logits_q, logits_p))
+    return Split(
+        cross_entropy(logits_p, logits_q), cross_entropy(logits_q, logits_q), kl_divergence(logits_q, logits_p)
+    )
 
 # %% ../nbs/bound.ipynb #b22952a6
 class Along(NamedTuple):
@@ -198,7 +214,7 @@ class Along(NamedTuple):
     slope: Tensor  # φ'(t), the gradient times x' − x''
     norm: Tensor  # ‖∇ₓL(x(t), q)‖₁
 
-
+# %% ../nbs/bound.ipynb #710ca21e
 def along_line(
     model: Callable,  # network in eval mode: images to logits
     x_from: Tensor,  # (C, H, W) image x''
@@ -226,7 +242,9 @@ def crossing_panels(
 ) -> Tensor:  # (panels+1,) increasing times from 0 to 1
     "Cuts of the line from x'' to x' that isolate what the layer does, @eq-crossings."
     a, way = x_from.flatten(), (x_to - x_from).flatten()
-    steps = (thresholds(S.K, S.vmin, S.vmax, a.dtype, a.device)[:, None] + S.shift - a) / way  # a pixel that stands still gives inf or NaN
+    steps = (
+        thresholds(S.K, S.vmin, S.vmax, a.dtype, a.device)[:, None] + S.shift - a
+    ) / way  # a pixel that stands still gives inf or NaN
     width = (S.vmax - S.vmin) / (S.alpha * way.abs())
     cuts = [steps + side * width for m in around for side in (-m, m)] + [steps]
     cuts.append((borders(S.K, S.vmin, S.vmax, a.dtype, a.device)[:, None] + S.shift - a) / way)
@@ -236,6 +254,7 @@ def crossing_panels(
 # %% ../nbs/bound.ipynb #bfb6f914
 class PathIntegral(NamedTuple):
     "The integrals along a line, by the same nodes."
+
     value: float  # ∫ φ'(t) dt, the right side of Eq. 10
     absolute: float  # ∫ |φ'(t)| dt
     norm: float  # ∫ ‖∇ₓL‖₁ ‖x' − x''‖∞ dt, at least `absolute`
@@ -244,24 +263,32 @@ class PathIntegral(NamedTuple):
     weight: Tensor  # (n,) their weights, which add up to 1
     along: Along  # loss, slope and norm at the nodes
 
-
+# %% ../nbs/bound.ipynb #19d83fd4
 def path_integral(
     model: Callable,  # network in eval mode, float64; with a layer `quantize` the line is cut where that is sharp
     x_from: Tensor,  # (C, H, W) image x'', float64
     x_to: Tensor,  # (C, H, W) image x', float64
     order: int = 4,  # Gauss–Legendre nodes in each panel, at least 1
     logits_q: Tensor | None = None,  # (classes,) logits of the target q; default: those at x''
-    cuts: Tensor | None = None,  # (panels+1,) increasing times from 0 to 1; default: `crossing_panels`, without a layer 64 equal panels
+    cuts: Tensor
+    | None = None,  # (panels+1,) increasing times from 0 to 1; default: `crossing_panels`, without a layer 64 equal panels
 ) -> PathIntegral:
     "The integral of @eq-proof-integral by quadrature. Raises ValueError for images that are not float64 and for an order below 1."
     if x_from.dtype != torch.float64 or x_to.dtype != torch.float64:
-        raise ValueError(f"x_from and x_to are {x_from.dtype} and {x_to.dtype}; the quadrature needs float64: x.double(), model.double()")
+        raise ValueError(
+            f"x_from and x_to are {x_from.dtype} and {x_to.dtype}; the quadrature needs float64: x.double(), model.double()"
+        )
     if order < 1:
         raise ValueError(f"order={order}: a panel needs at least 1 node")
     if logits_q is None:
-        with torch.no_grad(): logits_q = model(x_from[None])[0]
+        with torch.no_grad():
+            logits_q = model(x_from[None])[0]
     if cuts is None:
-        cuts = crossing_panels(model.quantize, x_from, x_to) if hasattr(model, "quantize") else torch.linspace(0, 1, 65).to(x_from)
+        cuts = (
+            crossing_panels(model.quantize, x_from, x_to)
+            if hasattr(model, "quantize")
+            else torch.linspace(0, 1, 65).to(x_from)
+        )
     u, w = (torch.from_numpy(a).to(cuts) for a in np.polynomial.legendre.leggauss(order))
     half = cuts.diff()[:, None] / 2
     t, weight = (cuts[:-1, None] + half * (1 + u)).flatten(), (half * w).flatten()

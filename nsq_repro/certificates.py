@@ -23,6 +23,7 @@ from .quantization import levels
 # %% ../nbs/certificates.ipynb #9ca79822
 class Maximum(nn.Module):
     "Largest value of each window of k × k, and of 0: max-pooling (zero=False), ReLU (k=1), or both."
+
     def __init__(self, k: int, zero: bool):
         super().__init__()
         self.k, self.zero = k, zero
@@ -31,9 +32,11 @@ class Maximum(nn.Module):
         x = TF.max_pool2d(x, self.k) if self.k > 1 else x
         return x.relu() if self.zero else x
 
+
 AFFINE = (nn.Conv2d, nn.Linear)
 KNOWN = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.Flatten)
 
+# %% ../nbs/certificates.ipynb #b772ed44
 def layers_of(
     F: nn.Module,  # `MnistCNN`, or an nn.Sequential (nested or not) of Conv2d, Linear, ReLU, MaxPool2d and Flatten that ends with Linear
 ) -> list:  # Conv2d, Linear, Flatten and `Maximum` layers, in order; the weights are shared with F
@@ -43,10 +46,14 @@ def layers_of(
     layers = [m for m in F.modules() if not isinstance(m, nn.Sequential)] if isinstance(F, nn.Sequential) else [F]
     for m in layers:
         if not isinstance(m, KNOWN):
-            raise ValueError(f"F contains {type(m).__name__}; certificates need MnistCNN, or an nn.Sequential of {', '.join(k.__name__ for k in KNOWN)}")
+            raise ValueError(
+                f"F contains {type(m).__name__}; certificates need MnistCNN, or an nn.Sequential of {', '.join(k.__name__ for k in KNOWN)}"
+            )
         if isinstance(m, nn.Conv2d) and (m.padding_mode != "zeros" or isinstance(m.padding, str)):
             raise ValueError(f"{m}: certificates need zero padding given as a number")
-        if isinstance(m, nn.MaxPool2d) and not (m.kernel_size == m.stride and isinstance(m.stride, int) and not m.padding and m.dilation == 1):
+        if isinstance(m, nn.MaxPool2d) and not (
+            m.kernel_size == m.stride and isinstance(m.stride, int) and not m.padding and m.dilation == 1
+        ):
             raise ValueError(f"{m}: certificates need windows that do not overlap: kernel_size = stride, no padding")
     if not layers or not isinstance(layers[-1], nn.Linear):
         raise ValueError("the last layer of F must be Linear: the margins are differences of its rows")
@@ -58,9 +65,12 @@ def _merged(layers):
     out = []
     for m in layers:
         k, zero = (m.kernel_size, False) if isinstance(m, nn.MaxPool2d) else (1, True)
-        if not isinstance(m, (nn.MaxPool2d, nn.ReLU)): out.append(m)
-        elif out and isinstance(out[-1], Maximum) and 1 in (k, out[-1].k): out[-1] = Maximum(k * out[-1].k, zero or out[-1].zero)
-        else: out.append(Maximum(k, zero))
+        if not isinstance(m, (nn.MaxPool2d, nn.ReLU)):
+            out.append(m)
+        elif out and isinstance(out[-1], Maximum) and 1 in (k, out[-1].k):
+            out[-1] = Maximum(k * out[-1].k, zero or out[-1].zero)
+        else:
+            out.append(Maximum(k, zero))
     return out
 
 # %% ../nbs/certificates.ipynb #32b65786
@@ -88,11 +98,16 @@ def interval(
 # %% ../nbs/certificates.ipynb #659a5eb5
 class Patches(NamedTuple):
     "Rows in groups; those of one group are 0 outside of one window of the map."
+
     P: Tensor  # (M, C, h, w) what is in the windows, group after group; or (M, features) whole rows
     sizes: tuple  # rows in each group
-    at: tuple | None = None  # (row, column) of the first corner of each window, which may stick out of the map; None: P is the whole
+    at: tuple | None = (
+        None  # (row, column) of the first corner of each window, which may stick out of the map; None: P is the whole
+    )
     size: tuple = ()  # (H, W) of the map
-    own: Tensor | None = None  # (M,) the box each row belongs to, in windows increasing and no box twice in a group; None: rows are common to all boxes
+    own: Tensor | None = (
+        None  # (M,) the box each row belongs to, in windows increasing and no box twice in a group; None: rows are common to all boxes
+    )
     share: Tensor | None = None  # (N, M) for common rows: how much of each is in each box
     n: int = 1  # number of boxes N
 
@@ -100,86 +115,127 @@ class Patches(NamedTuple):
         "Zeros for a map in a wider frame, and the window of each group"
         (H, W), (h, w) = self.size, self.P.shape[-2:]
         t = self.P.new_zeros(H + 2 * h, W + 2 * w, *shape).movedim((0, 1), (-2, -1))
-        return t[..., h:h + H, w:w + W], [t[..., i + h:i + 2 * h, j + w:j + 2 * w] for i, j in self.at]
+        return t[..., h : h + H, w : w + W], [t[..., i + h : i + 2 * h, j + w : j + 2 * w] for i, j in self.at]
 
     def owners(self):
         "What to take of a map (N, …) for the rows of each group"
-        if self.own is None: return [0] * len(self.sizes)
+        if self.own is None:
+            return [0] * len(self.sizes)
         return [o if self.at is None or len(o) < self.n else slice(None) for o in self.own.split(self.sizes)]
 
     def each(self, f, *maps):
         "f(rows, what each map (N, …, H, W) has in their window), group by group; common rows get the first map"
         parts, owners = self.P.split(self.sizes), self.owners()
-        if self.at is None: return [f(p, *(m[o] for m in maps)) for p, o in zip(parts, owners)]
+        if self.at is None:
+            return [f(p, *(m[o] for m in maps)) for p, o in zip(parts, owners)]
         framed = [self.frame(*m.shape[:-2]) for m in maps]
-        for (inner, _), m in zip(framed, maps): inner.copy_(m)
-        return [f(p, *(v[o].contiguous() for v in views)) for p, o, *views in zip(parts, owners, *(v for _, v in framed))]
+        for (inner, _), m in zip(framed, maps):
+            inner.copy_(m)
+        return [
+            f(p, *(v[o].contiguous() for v in views)) for p, o, *views in zip(parts, owners, *(v for _, v in framed))
+        ]
 
-    def apply(self, f, *maps): return self._replace(P=torch.cat(self.each(f, *maps)))
+    def apply(self, f, *maps):
+        return self._replace(P=torch.cat(self.each(f, *maps)))
 
 # %% ../nbs/certificates.ipynb #5fc0b0e6
 def _sum(self, f, *maps):
     "f of the rows, added up on the map of their boxes, (N, …); for polytopes f returns one row for each group"
     parts = self.each(f, *maps)
-    if self.share is not None: parts = [(a @ t.flatten(1)).view(self.n, *t.shape[1:]) for a, t in zip(self.share.split(self.sizes, 1), parts)]
-    if self.at is None: views = [inner := self.P.new_zeros(self.n, *parts[0].shape[1:])] * len(parts)
-    else: inner, views = self.frame(self.n, *parts[0].shape[1:-2])
-    for v, t, o in zip(views, parts, self.owners()): v.index_add_(0, o, t) if torch.is_tensor(o) else v.add_(t)
+    if self.share is not None:
+        parts = [(a @ t.flatten(1)).view(self.n, *t.shape[1:]) for a, t in zip(self.share.split(self.sizes, 1), parts)]
+    if self.at is None:
+        views = [inner := self.P.new_zeros(self.n, *parts[0].shape[1:])] * len(parts)
+    else:
+        inner, views = self.frame(self.n, *parts[0].shape[1:-2])
+    for v, t, o in zip(views, parts, self.owners()):
+        v.index_add_(0, o, t) if torch.is_tensor(o) else v.add_(t)
     return inner
+
 
 def _alone(self, P):
     "The same with whole rows, which need no groups, unless they are those of polytopes"
-    return self._replace(P=P, sizes=self.sizes if self.own is None and self.share is None else (len(P),), at=None, size=())
+    return self._replace(
+        P=P, sizes=self.sizes if self.own is None and self.share is None else (len(P),), at=None, size=()
+    )
+
 
 def _whole(self):
     "All rows with their zeros, (M, C, H, W)"
-    if self.at is None: return self.P
+    if self.at is None:
+        return self.P
     inner, _ = self.frame(*self.P.shape[:2])
     (h, w), rows = self.P.shape[-2:], torch.arange(len(self.P)).split(self.sizes)
     for (i, j), r, p in zip(self.at, rows, self.P.split(self.sizes)):
         a, b = max(i, 0), max(j, 0)
-        inner[r[0]:r[-1] + 1, :, a:i + h, b:j + w] = p[:, :, a - i:self.size[0] - i, b - j:self.size[1] - j]
+        inner[r[0] : r[-1] + 1, :, a : i + h, b : j + w] = p[:, :, a - i : self.size[0] - i, b - j : self.size[1] - j]
     return inner
+
 
 Patches.sum, Patches.alone, Patches.whole = _sum, _alone, _whole
 
 # %% ../nbs/certificates.ipynb #1e92c046
 def _spread(rows, layer):
     "`Patches` through a Conv2d or Linear layer, without its bias"
-    if isinstance(layer, nn.Linear): return rows.alone(_weighted(rows, layer.weight.detach().to(rows.P.dtype)))
-    if rows.at is None or layer.stride != (1, 1) or layer.dilation != (1, 1): return rows.alone(_affine(layer, rows.whole(), bias=False))
+    if isinstance(layer, nn.Linear):
+        return rows.alone(_weighted(rows, layer.weight.detach().to(rows.P.dtype)))
+    if rows.at is None or layer.stride != (1, 1) or layer.dilation != (1, 1):
+        return rows.alone(_affine(layer, rows.whole(), bias=False))
     (kh, kw), (ph, pw), (H, W) = layer.kernel_size, layer.padding, rows.size
     P = TF.conv2d(rows.P, layer.weight.detach().to(rows.P.dtype), None, 1, (kh - 1, kw - 1), 1, layer.groups)
-    out = rows._replace(P=P, at=tuple((i + ph - kh + 1, j + pw - kw + 1) for i, j in rows.at), size=(H + 2 * ph - kh + 1, W + 2 * pw - kw + 1))
+    out = rows._replace(
+        P=P,
+        at=tuple((i + ph - kh + 1, j + pw - kw + 1) for i, j in rows.at),
+        size=(H + 2 * ph - kh + 1, W + 2 * pw - kw + 1),
+    )
     return out.apply(torch.mul, P.new_ones(out.n, 1, *out.size))  # what sticks out of the map is no unit
+
 
 def _weighted(rows, W):
     "Rows times a matrix (out, features): only the features in the windows"
-    if rows.at is None: return rows.P.flatten(1) @ W.T
-    W, (h, w), out, places = W.T.contiguous().view(-1, *rows.size, len(W)).permute(1, 2, 0, 3).contiguous(), rows.P.shape[-2:], rows.P.new_empty(len(rows.P), len(W)), {}
-    for place, r in zip(rows.at, torch.arange(len(rows.P)).split(rows.sizes)): places.setdefault(place, []).append(r)
+    if rows.at is None:
+        return rows.P.flatten(1) @ W.T
+    W, (h, w), out, places = (
+        W.T.contiguous().view(-1, *rows.size, len(W)).permute(1, 2, 0, 3).contiguous(),
+        rows.P.shape[-2:],
+        rows.P.new_empty(len(rows.P), len(W)),
+        {},
+    )
+    for place, r in zip(rows.at, torch.arange(len(rows.P)).split(rows.sizes)):
+        places.setdefault(place, []).append(r)
     for (i, j), r in places.items():
-        r, part = torch.cat(r), W[max(i, 0):i + h, max(j, 0):j + w]
+        r, part = torch.cat(r), W[max(i, 0) : i + h, max(j, 0) : j + w]
         a, b = max(-i, 0), max(-j, 0)
-        out[r] = rows.P[r, :, a:a + part.shape[0], b:b + part.shape[1]].permute(0, 2, 3, 1).flatten(1) @ part.flatten(0, 2)
+        out[r] = rows.P[r, :, a : a + part.shape[0], b : b + part.shape[1]].permute(0, 2, 3, 1).flatten(
+            1
+        ) @ part.flatten(0, 2)
     return out
+
 
 def _windows(t, k, zero):
     "(N, C, H, W) → (N, k², C, H/k, W/k), with 0 as one entry more if `zero`"
     entries = [t[..., i::k, j::k] for i in range(k) for j in range(k)] if k > 1 else [t]
     return torch.stack(entries + [torch.zeros_like(entries[0])] * zero, 1)
 
+
 def _rows_of_windows(rows, k, zero):
     "The same for `Patches`; windows are widened to whole pooling windows"
-    if rows.at is None or k == 1: return rows._replace(P=_windows(rows.P, k, zero))
+    if rows.at is None or k == 1:
+        return rows._replace(P=_windows(rows.P, k, zero))
     M, C, h, w = rows.P.shape
     P = rows.P.new_zeros(M, C, -(-(h + k - 1) // k) * k, -(-(w + k - 1) // k) * k)
-    for o, p, (i, j) in zip(P.split(rows.sizes), rows.P.split(rows.sizes), rows.at): o[:, :, i % k:i % k + h, j % k:j % k + w] = p
-    return rows._replace(P=_windows(P, k, zero), at=tuple((i // k, j // k) for i, j in rows.at), size=(rows.size[0] // k, rows.size[1] // k))
+    for o, p, (i, j) in zip(P.split(rows.sizes), rows.P.split(rows.sizes), rows.at):
+        o[:, :, i % k : i % k + h, j % k : j % k + w] = p
+    return rows._replace(
+        P=_windows(P, k, zero),
+        at=tuple((i // k, j // k) for i, j in rows.at),
+        size=(rows.size[0] // k, rows.size[1] // k),
+    )
 
 # %% ../nbs/certificates.ipynb #050bd0f6
 class Zonotope(NamedTuple):
     "The set of @eq-zonotope, one for each of N boxes; for boxes of one image also with generators for errors, for a single box with the polytopes of @eq-curves."
+
     c: Tensor  # (N, …) centres
     G: Patches | None  # generators of the pixels, each of one box; None: no pixel is free
     r: Tensor  # (N, …) radii, at least 0
@@ -194,7 +250,9 @@ class Zonotope(NamedTuple):
     def bounds(self) -> tuple[Tensor, Tensor]:
         "Lowest and highest value of each unit, (N, …)"
         r = self.r + sum(t.sum(torch.abs) for t in (self.G, self.E) if t is not None)
-        below, above = (0, 0) if self.V is None else (self.V.sum(lambda v: v.amin(0, True)), self.V.sum(lambda v: v.amax(0, True)))
+        below, above = (
+            (0, 0) if self.V is None else (self.V.sum(lambda v: v.amin(0, True)), self.V.sum(lambda v: v.amax(0, True)))
+        )
         return self.c - r + below, self.c + r + above
 
     def affine(self, layer):
@@ -215,13 +273,18 @@ def _mean(w, s, common):
     mix = lambda rows, s: None if rows is None else rows.apply(lambda v, s: (v * s).sum(1), s)
     return Zonotope((w.c * s).sum(1), mix(w.G, s), (w.r * s).sum(1), mix(w.E, common), mix(w.V, s))
 
-def _above(v, s): return v - (v * s).sum(1, keepdim=True)
+
+def _above(v, s):
+    return v - (v * s).sum(1, keepdim=True)
+
 
 def _ahead(w, s, error=None):
     "How far each entry can be above Σ s_i v_i: d_i of @eq-crown-weights; `error` is the part of the errors, if it is known"
     high = _above(w.c, s) + w.r * (1 - 2 * s) + (w.r * s).sum(1, keepdim=True)
-    if w.G is not None: high = high + w.G.sum(lambda p, s: _above(p, s).abs(), s)
-    if w.E is not None: high = high + (w.E.sum(lambda p, s: _above(p, s).abs(), s) if error is None else error)
+    if w.G is not None:
+        high = high + w.G.sum(lambda p, s: _above(p, s).abs(), s)
+    if w.E is not None:
+        high = high + (w.E.sum(lambda p, s: _above(p, s).abs(), s) if error is None else error)
     return high if w.V is None else high + w.V.sum(lambda p, s: _above(p, s).amax(0, True), s)
 
 # %% ../nbs/certificates.ipynb #9ca3aab8
@@ -232,15 +295,37 @@ def keep_errors(
     "Turn radii into generators."
     big = (z.r > least * z.r.amax()).any(0) if len(z.r) else z.r.new_zeros(z.r.shape[1:], dtype=torch.bool)
     share = z.r[:, big] if z.r.dim() == 2 else z.r.permute(0, 2, 3, 1)[:, big.permute(1, 2, 0)]
-    if not share.shape[1]: return z
-    if z.r.dim() == 2: E = Patches(_one_hot(torch.ones_like(share[0]), big.nonzero()[:, 0], len(big)), (share.shape[1],), share=share, n=len(z.c))
+    if not share.shape[1]:
+        return z
+    if z.r.dim() == 2:
+        E = Patches(
+            _one_hot(torch.ones_like(share[0]), big.nonzero()[:, 0], len(big)),
+            (share.shape[1],),
+            share=share,
+            n=len(z.c),
+        )
     else:
         i, j, channel = big.permute(1, 2, 0).nonzero(as_tuple=True)
         places, sizes = torch.stack([i, j], 1).unique_consecutive(dim=0, return_counts=True)
         P = _one_hot(torch.ones_like(share[0]), channel, len(big))
-        E = Patches(P[:, :, None, None], tuple(sizes.tolist()), tuple(map(tuple, places.tolist())), tuple(z.r.shape[2:]), None, share, len(z.c))
-    if z.E is not None: E = Patches(torch.cat([z.E.whole().flatten(1) if z.r.dim() == 2 else z.E.whole(), E.whole()]), z.E.sizes + E.sizes, share=torch.cat([z.E.share, share], 1), n=len(z.c))
-    return z._replace(E=E, r=z.r.where(~big, 0.))
+        E = Patches(
+            P[:, :, None, None],
+            tuple(sizes.tolist()),
+            tuple(map(tuple, places.tolist())),
+            tuple(z.r.shape[2:]),
+            None,
+            share,
+            len(z.c),
+        )
+    if z.E is not None:
+        E = Patches(
+            torch.cat([z.E.whole().flatten(1) if z.r.dim() == 2 else z.E.whole(), E.whole()]),
+            z.E.sizes + E.sizes,
+            share=torch.cat([z.E.share, share], 1),
+            n=len(z.c),
+        )
+    return z._replace(E=E, r=z.r.where(~big, 0.0))
+
 
 def _one_hot(v, column, width):
     "(M, width) rows that hold v there, and 0 elsewhere"
@@ -248,7 +333,8 @@ def _one_hot(v, column, width):
 
 # %% ../nbs/certificates.ipynb #93e609da
 def zonotope_of_box(
-    lo: Tensor, hi: Tensor,  # (N, C, H, W) or (N, features) the box
+    lo: Tensor,
+    hi: Tensor,  # (N, C, H, W) or (N, features) the box
     tiny: float = 1e-6,  # sides up to this length get no generator of their own; they are not forgotten but go into the radius
 ) -> Zonotope:
     "The box as a `Zonotope` with one generator for each free pixel."
@@ -256,36 +342,44 @@ def zonotope_of_box(
     free = w > tiny / 2
     p, own = free.flatten(1).T.nonzero(as_tuple=True)
     G, side = None, w.flatten(1)[own, p]
-    if len(p) and lo.dim() == 2: G = Patches(_one_hot(side, p, lo.shape[1]), (len(p),), own=own, n=len(lo))
+    if len(p) and lo.dim() == 2:
+        G = Patches(_one_hot(side, p, lo.shape[1]), (len(p),), own=own, n=len(lo))
     elif len(p):
         pixels, sizes = p.unique_consecutive(return_counts=True)
         (C, H, W), places = lo.shape[1:], pixels % (lo.shape[2] * lo.shape[3])
         at = tuple(zip((places // W).tolist(), (places % W).tolist()))
-        G = Patches(_one_hot(side, p // (H * W), C)[:, :, None, None], tuple(sizes.tolist()), at, (H, W), own, None, len(lo))
-    return Zonotope((lo + hi) / 2, G, w.where(~free, 0.))
+        G = Patches(
+            _one_hot(side, p // (H * W), C)[:, :, None, None], tuple(sizes.tolist()), at, (H, W), own, None, len(lo)
+        )
+    return Zonotope((lo + hi) / 2, G, w.where(~free, 0.0))
 
 # %% ../nbs/certificates.ipynb #50ffbe85
 class Planes(NamedTuple):
     "A `Maximum` layer between two planes, @eq-crown-maximum. The entries of a window, without 0, are in dimension 1."
+
     lower: Tensor  # coefficients λ
     upper: Tensor  # coefficients s
     offset: Tensor  # t, shape of the output
 
-BETAS = (4., 2., 1.)  # β of each step of @eq-crown-weights
 
+BETAS = (4.0, 2.0, 1.0)  # β of each step of @eq-crown-weights
+
+# %% ../nbs/certificates.ipynb #ee7f2fef
 def maximum(
     z: Zonotope,  # what the layer gets
     layer: Maximum,
 ) -> tuple[Zonotope, Planes]:  # what it returns, and the planes around it
     "Relax a maximum. Raises ValueError where a pooling window does not fit."
     if layer.k > 1 and (z.c.shape[2] % layer.k or z.c.shape[3] % layer.k):
-        raise ValueError(f"windows of {layer.k} do not divide an input of {tuple(z.c.shape[2:])}; certificates need windows that cover it exactly")
+        raise ValueError(
+            f"windows of {layer.k} do not divide an input of {tuple(z.c.shape[2:])}; certificates need windows that cover it exactly"
+        )
     w = z.windows(layer.k, layer.zero)
     l, u = w.bounds()
     n, s, share, t = l.shape[1], l, (u - _best_other(l)).clamp_min(0), torch.full_like(l[:, 0], math.inf)
     apart = _apart(w.E, n) if w.E is not None and w.E.n > 1 else None
     first = _first(l)
-    for beta in (*BETAS, 0.) if n > 2 else (0.,):
+    for beta in (*BETAS, 0.0) if n > 2 else (0.0,):
         total = share.sum(1, keepdim=True)
         share = torch.where(total > 0, share / total.clamp_min(1e-30), first)
         d = _ahead(w, share, None if apart is None else (apart * share.unsqueeze(1)).sum(2))
@@ -293,7 +387,7 @@ def maximum(
         s = torch.where((new < t).unsqueeze(1), share, s)
         t = torch.minimum(t, new)
         share = share * torch.exp(beta * (d / new.clamp_min(1e-12).unsqueeze(1) - 1)) * (d > 0)
-    common, rest = s, 0.
+    common, rest = s, 0.0
     if apart is not None:
         common = s.mean(0, keepdim=True)
         rest = _moved(s, common, apart)
@@ -312,24 +406,33 @@ def _apart(E, n):
     out[:, i, j] = out[:, j, i] = sizes
     return out
 
+
 def _moved(s, common, apart):
     "How far Σ s_i e_i can be from Σ common_i e_i, @eq-common-weights"
     more, less = (s - common).clamp_min(0), (common - s).clamp_min(0)
     return (more.unsqueeze(2) * less.unsqueeze(1) * apart).sum((1, 2)) / more.sum(1).clamp_min(1e-30)
+
 
 def _first(v):
     "1 at the largest entry, 0 at the others"
     top = v == v.amax(1, keepdim=True)
     return (top & (top.cumsum(1) == 1)).to(v.dtype)
 
+
 def _best_other(l):
     "The largest of the other entries"
-    if l.shape[1] == 1: return l - 1
+    if l.shape[1] == 1:
+        return l - 1
     top = l.topk(2, 1)
-    return torch.where(torch.zeros_like(l, dtype=torch.bool).scatter_(1, top.indices[:, :1], True), top.values[:, 1:], top.values[:, :1])
+    return torch.where(
+        torch.zeros_like(l, dtype=torch.bool).scatter_(1, top.indices[:, :1], True),
+        top.values[:, 1:],
+        top.values[:, :1],
+    )
 
 # %% ../nbs/certificates.ipynb #0846684b
 GRID = {1: 9, 2: 5, 3: 3}  # number of pixels → most points along each
+
 
 def curves(
     layers: list,  # those before the second affine layer
@@ -337,21 +440,35 @@ def curves(
     z: Zonotope,  # output of `layers`
 ) -> Zonotope:  # the same with polytopes for the errors of units that see the same pixels
     "Replace radii by the polytopes of @eq-curves."
-    if pixels.G is None or len(z.c) > 1 or sum(isinstance(m, Maximum) for m in layers) > 1 or not isinstance(layers[0], (*AFFINE, nn.Flatten)): return z
-    middle, steps, G = _entries(layers, pixels.c)[0], _entries(layers, pixels.G.whole(), bias=False), z.G.whole().flatten(1)
+    if (
+        pixels.G is None
+        or len(z.c) > 1
+        or sum(isinstance(m, Maximum) for m in layers) > 1
+        or not isinstance(layers[0], (*AFFINE, nn.Flatten))
+    ):
+        return z
+    middle, steps, G = (
+        _entries(layers, pixels.c)[0],
+        _entries(layers, pixels.G.whole(), bias=False),
+        z.G.whole().flatten(1),
+    )
     reach = steps.abs().amax(-1) + G.abs()  # (pixels, units)
     tiny = 2 * _entries(layers, pixels.r, bias=False, absolute=True).amax(-1)[0]
     r, c, found = z.r.flatten().clone(), z.c.flatten().clone(), []
     for L, units in _groups(reach, z.r.flatten()).items():
         n = min(GRID[len(L)], int((2 * len(units)) ** (1 / len(L)) + 1e-9))
-        if n < 2: continue
+        if n < 2:
+            continue
         rest = tiny[units] + (reach.sum(0)[units] - reach[list(L)][:, units].sum(0)).clamp_min(0)
-        grid = torch.cartesian_prod(*[torch.linspace(-1, 1, n, dtype=c.dtype, device=c.device)] * len(L)).view(-1, len(L))
+        grid = torch.cartesian_prod(*[torch.linspace(-1, 1, n, dtype=c.dtype, device=c.device)] * len(L)).view(
+            -1, len(L)
+        )
         P = middle[units] + torch.einsum("tp,pue->tue", grid, steps[list(L)][:, units])
         e = P.amax(-1) - c[units] - grid @ G[list(L)][:, units]
         gap = _gap(P.view(*[n] * len(L), *P.shape[1:]), len(L))
         better = gap / 2 + rest < r[units]
-        if not better.any(): continue
+        if not better.any():
+            continue
         units, e, gap, rest = units[better], e[:, better], gap[better], rest[better]
         c[units] -= gap / 2
         r[units] = gap / 2 + rest
@@ -363,45 +480,61 @@ def _entries(layers, t, **options):
     "(T, units, entries): the affine functions of which each unit is the maximum."
     t = t.flatten(1) if isinstance(layers[0], nn.Flatten) else t
     for m in layers:
-        if isinstance(m, AFFINE): t = _affine(m, t, **options)
-        elif isinstance(m, Maximum): return _windows(t, m.k, m.zero).movedim(1, -1).flatten(1, -2)
+        if isinstance(m, AFFINE):
+            t = _affine(m, t, **options)
+        elif isinstance(m, Maximum):
+            return _windows(t, m.k, m.zero).movedim(1, -1).flatten(1, -2)
     return t.flatten(1)[..., None]
+
 
 def _gap(P, d):
     "γ of @eq-curves from the affine functions P (grid …, units, entries) on a grid of d dimensions."
     corners = torch.cartesian_prod(*[torch.arange(2)] * d).view(-1, d).tolist()
-    P = torch.stack([P[tuple(slice(i, None if i else -1) for i in c)] for c in corners]).flatten(1, d)  # (corners, cells, units, entries)
+    P = torch.stack([P[tuple(slice(i, None if i else -1) for i in c)] for c in corners]).flatten(
+        1, d
+    )  # (corners, cells, units, entries)
     h, winner = P.max(-1)
-    above = h - P.expand(len(P), *P.shape).gather(-1, winner[:, None, ..., None].expand(-1, len(P), *winner.shape[1:], 1))[..., 0]
+    above = (
+        h
+        - P.expand(len(P), *P.shape).gather(-1, winner[:, None, ..., None].expand(-1, len(P), *winner.shape[1:], 1))[
+            ..., 0
+        ]
+    )
     i, j = torch.tril_indices(len(P), len(P))
     return ((above[i] + above[j]) / 2).amax(1).amin(0).amax(0)  # a of one corner, and averages of two of them
+
 
 def _groups(reach, r, most=3):
     "Pixels → units: each unit with an error goes to the fewest pixels that leave the others less than a fifth of its radius to say."
     units = (r > 1e-3 * r.max()).nonzero()[:, 0]
     top = reach[:, units].sort(0, descending=True)
     left = reach[:, units].sum(0) - top.values.cumsum(0)[:most]
-    enough = left < .2 * r[units]
+    enough = left < 0.2 * r[units]
     d = (len(left) - enough.sum(0) + 1).clamp_max(len(left))
     found = {}
-    for u, n, order in zip(units.tolist(), d.tolist(), top.indices.T.tolist()): found.setdefault(tuple(sorted(order[:n])), []).append(u)
+    for u, n, order in zip(units.tolist(), d.tolist(), top.indices.T.tolist()):
+        found.setdefault(tuple(sorted(order[:n])), []).append(u)
     return {L: torch.tensor(u, device=r.device) for L, u in found.items()}
+
 
 def _vertices(found, shape):
     "Polytopes as `Patches`, from (units, values at each vertex) of each."
     sizes = tuple(len(e) for _, e in found)
-    if len(shape) == 1: return Patches(torch.cat([e.new_zeros(len(e), *shape).index_copy(1, u, e) for u, e in found]), sizes)
+    if len(shape) == 1:
+        return Patches(torch.cat([e.new_zeros(len(e), *shape).index_copy(1, u, e) for u, e in found]), sizes)
     where = [torch.stack(torch.unravel_index(u, shape), 1) for u, _ in found]
     low = torch.stack([v[:, 1:].amin(0) for v in where])
     h, w = (torch.stack([v[:, 1:].amax(0) for v in where]) - low).amax(0).tolist()
     P = [e.new_zeros(len(e), shape[0], h + 1, w + 1) for _, e in found]
-    for t, (_, e), v, l in zip(P, found, where, low): t[:, v[:, 0], v[:, 1] - l[0], v[:, 2] - l[1]] = e
+    for t, (_, e), v, l in zip(P, found, where, low):
+        t[:, v[:, 0], v[:, 1] - l[0], v[:, 2] - l[1]] = e
     return Patches(torch.cat(P), sizes, tuple(map(tuple, low.tolist())), tuple(shape[1:]))
 
 # %% ../nbs/certificates.ipynb #e62d2823
 def forward(
     layers: list,  # of `layers_of`
-    lo: Tensor, hi: Tensor,  # (N, …) the box
+    lo: Tensor,
+    hi: Tensor,  # (N, …) the box
     keep: bool = False,  # (boxes of one image) `curves` before the second affine layer, if it is one box; `keep_errors` before every one but the first and the last two
 ) -> tuple[Zonotope, list, Tensor]:  # input of the last layer; the trace; (N, …) the share of each pixel in the error
     "The forward linear bound. Raises ValueError where a pooling window does not fit."
@@ -410,13 +543,16 @@ def forward(
     for i, layer in enumerate(layers[:-1]):
         trace.append(tuple(z.c.shape[1:]))
         if isinstance(layer, AFFINE):
-            before, after = (sum(isinstance(m, AFFINE) for m in part) for part in (layers[:i], layers[i + 1:-1]))
-            if keep and before and after: z = keep_errors(curves(layers[:i], pixels, z) if before == 1 else z)
+            before, after = (sum(isinstance(m, AFFINE) for m in part) for part in (layers[:i], layers[i + 1 : -1]))
+            if keep and before and after:
+                z = keep_errors(curves(layers[:i], pixels, z) if before == 1 else z)
             z = z.affine(layer)
-        elif isinstance(layer, nn.Flatten): z = z.flatten(whole=i + 2 == len(layers) or not isinstance(layers[i + 1], nn.Linear))
+        elif isinstance(layer, nn.Flatten):
+            z = z.flatten(whole=i + 2 == len(layers) or not isinstance(layers[i + 1], nn.Linear))
         else:
             z, trace[-1] = maximum(z, layer)
-            if z.G is not None: blame += _blame(pixels.G, z.G, trace[-1].offset).view_as(blame)
+            if z.G is not None:
+                blame += _blame(pixels.G, z.G, trace[-1].offset).view_as(blame)
     return z, trace, blame
 
 # %% ../nbs/certificates.ipynb #1c440ed4
@@ -436,9 +572,14 @@ def margins(
     "The lowest margins over a `Zonotope`."
     lead = lambda t, y: t.gather(1, y.expand(len(t))[:, None]) - t
     rows = lambda p, y: (p := _spread(p, layer))._replace(P=lead(p.P, y))
-    low = lead(_affine(layer, z.c), y) - ((W := layer.weight.detach().to(z.c.dtype))[:, None] - W).abs()[y].matmul(z.r[..., None])[..., 0]
-    if z.G is not None: low = low - rows(z.G, y[z.G.own]).sum(torch.abs)
-    if z.E is not None: low = low - rows(z.E, y[:1]).sum(torch.abs)
+    low = (
+        lead(_affine(layer, z.c), y)
+        - ((W := layer.weight.detach().to(z.c.dtype))[:, None] - W).abs()[y].matmul(z.r[..., None])[..., 0]
+    )
+    if z.G is not None:
+        low = low - rows(z.G, y[z.G.own]).sum(torch.abs)
+    if z.E is not None:
+        low = low - rows(z.E, y[:1]).sum(torch.abs)
     return low if z.V is None else low + rows(z.V, y).sum(lambda v: v.amin(0, True))
 
 # %% ../nbs/certificates.ipynb #aa89e24d
@@ -447,7 +588,8 @@ def crown(
     trace: list,  # of `forward`
     A: Tensor,  # (P, units) coefficients on the output of `layers`
     own: Tensor,  # (P,) the image each row is about
-    lo: Tensor, hi: Tensor,  # (N, …) the box
+    lo: Tensor,
+    hi: Tensor,  # (N, …) the box
 ) -> tuple[Tensor, Tensor]:  # (P,) lower bounds on A · output over the box; (P, …) coefficients on the input
     "Backward linear bounds, @eq-crown-backward."
     bound = A.new_zeros(len(A))
@@ -457,18 +599,29 @@ def crown(
             bound = bound + (neg * t.offset).flatten(1).sum(1)
             A = pos.unsqueeze(1) * t.lower + neg.unsqueeze(1) * t.upper
             A = TF.pixel_shuffle(A.transpose(1, 2).flatten(1, 2), layer.k) if layer.k > 1 else A.squeeze(1)
-        elif isinstance(layer, nn.Flatten): A = A.view(-1, *t)
-        else: bound, A = bound + _bias(layer, A), _transposed(layer, A, t)
+        elif isinstance(layer, nn.Flatten):
+            A = A.view(-1, *t)
+        else:
+            bound, A = bound + _bias(layer, A), _transposed(layer, A, t)
     lo, hi = lo[own], hi[own]
     return bound + ((lo + hi) / 2 * A - (hi - lo) / 2 * A.abs()).flatten(1).sum(1), A
 
+
 def _bias(layer, A):
-    return 0. if layer.bias is None else A.flatten(2).sum(2) @ layer.bias.detach().to(A.dtype) if A.dim() > 2 else A @ layer.bias.detach().to(A.dtype)
+    return (
+        0.0
+        if layer.bias is None
+        else A.flatten(2).sum(2) @ layer.bias.detach().to(A.dtype)
+        if A.dim() > 2
+        else A @ layer.bias.detach().to(A.dtype)
+    )
+
 
 def _transposed(layer, A, shape):
     "A·W: the transposed layer; `shape` is that of its input."
     W = layer.weight.detach().to(A.dtype)
-    if isinstance(layer, nn.Linear): return A @ W
+    if isinstance(layer, nn.Linear):
+        return A @ W
     k, s, p, d = layer.kernel_size, layer.stride, layer.padding, layer.dilation
     missing = [shape[1 + i] - ((A.shape[2 + i] - 1) * s[i] - 2 * p[i] + d[i] * (k[i] - 1) + 1) for i in (0, 1)]
     return TF.conv_transpose2d(A, W, None, s, p, missing, layer.groups, d)
@@ -476,16 +629,20 @@ def _transposed(layer, A, shape):
 # %% ../nbs/certificates.ipynb #c3e0bdea
 METHODS = ("ibp", "forward", "crown", "full")
 
+
 class Margins(NamedTuple):
     "What `bound_margins` knows of N boxes."
+
     low: Tensor  # (N, classes) lower bounds on z_y − z_j; 0 for j = y
     corner: Tensor  # (N, …) the corner of the box where the backward bound of the worst class is smallest, of those the forward bound left open
     blame: Tensor  # (N, …) the share of each pixel in the error
     open: Tensor  # (N, classes) bool: classes that matter and whose bound is not above the slack
 
+# %% ../nbs/certificates.ipynb #12f705a5
 def bound_margins(
     layers: list,  # of `layers_of`
-    lo: Tensor, hi: Tensor,  # (N, …) the box
+    lo: Tensor,
+    hi: Tensor,  # (N, …) the box
     y: Tensor,  # (N,) labels
     method: str,  # 'forward', 'crown', 'full' (crown, with `forward(keep=True)`)
     slack: float = math.inf,  # leave a class alone once its bound is above this
@@ -493,13 +650,28 @@ def bound_margins(
     classes: Tensor | None = None,  # (N, classes) bool: the classes that matter; None: all others
 ) -> Margins:
     "Lower bounds on the margins by one method. Raises ValueError for boxes together that have several labels."
-    if together and len(y.unique()) > 1: raise ValueError(f"together=True is for boxes of one image; these have the labels {y.unique().tolist()}")
+    if together and len(y.unique()) > 1:
+        raise ValueError(f"together=True is for boxes of one image; these have the labels {y.unique().tolist()}")
     if method == "full" and len(y) > 1 and not together:
-        parts = [bound_margins(layers, *(v[i:i + 1] for v in (lo, hi, y)), method, slack, classes=None if classes is None else classes[i:i + 1]) for i in range(len(y))]
+        parts = [
+            bound_margins(
+                layers,
+                *(v[i : i + 1] for v in (lo, hi, y)),
+                method,
+                slack,
+                classes=None if classes is None else classes[i : i + 1],
+            )
+            for i in range(len(y))
+        ]
         return Margins(*map(torch.cat, zip(*parts)))
     z, trace, blame = forward(layers, lo, hi, keep=method == "full")
-    low, corner, others = margins(layers[-1], z, y), lo.clone(), torch.arange(layers[-1].out_features, device=y.device) != y[:, None]
-    if classes is not None: others &= classes
+    low, corner, others = (
+        margins(layers[-1], z, y),
+        lo.clone(),
+        torch.arange(layers[-1].out_features, device=y.device) != y[:, None],
+    )
+    if classes is not None:
+        others &= classes
     own, j = (~(low > slack) & others).nonzero(as_tuple=True)  # nan is not proven
     if method != "forward" and len(own):
         A = TF.one_hot(y[own], low.shape[1]).to(lo.dtype) - TF.one_hot(j, low.shape[1])
@@ -514,24 +686,32 @@ def bound_margins(
 @torch.no_grad()
 def bounds(
     F: nn.Module,  # basic network, see `layers_of`
-    lo: Tensor, hi: Tensor,  # (N, …) the box, for example `SoftQuantize.reachable_box(x, eps)`
+    lo: Tensor,
+    hi: Tensor,  # (N, …) the box, for example `SoftQuantize.reachable_box(x, eps)`
     y: Tensor,  # (N,) labels
     method: str = "crown",  # 'ibp', 'forward', 'crown' or 'full', each the best of itself and the cheaper ones
 ) -> Tensor:  # (N, classes) lower bounds on z_y − z_j over the box; 0 for j = y
     "Lower bounds on all margins, @eq-certified-margin. Raises ValueError for a wrong argument."
     layers = layers_of(F)
     _check(lo, hi, y, layers[-1].out_features)
-    if method not in METHODS: raise ValueError(f"method={method!r} is unknown; choose one of {', '.join(METHODS)}")
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown; choose one of {', '.join(METHODS)}")
     l, u = interval(layers, lo, hi)
     low = margins(layers[-1], Zonotope((l + u) / 2, None, (u - l) / 2), y)
-    for m in METHODS[1:METHODS.index(method) + 1]: low = torch.maximum(low, bound_margins(layers, lo, hi, y, m).low)
+    for m in METHODS[1 : METHODS.index(method) + 1]:
+        low = torch.maximum(low, bound_margins(layers, lo, hi, y, m).low)
     return low
+
 
 def _check(lo, hi, y, classes):
     if lo.shape != hi.shape or y.shape != lo.shape[:1]:
-        raise ValueError(f"lo, hi and y have shapes {tuple(lo.shape)}, {tuple(hi.shape)} and {tuple(y.shape)}; expected a box and a label for each image")
-    if not (lo <= hi).all(): raise ValueError("lo is above hi somewhere; a box needs lo <= hi in every pixel")
-    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes: raise ValueError(f"y holds labels {int(y.min())} to {int(y.max())}; F has {classes} classes")
+        raise ValueError(
+            f"lo, hi and y have shapes {tuple(lo.shape)}, {tuple(hi.shape)} and {tuple(y.shape)}; expected a box and a label for each image"
+        )
+    if not (lo <= hi).all():
+        raise ValueError("lo is above hi somewhere; a box needs lo <= hi in every pixel")
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise ValueError(f"y holds labels {int(y.min())} to {int(y.max())}; F has {classes} classes")
 
 # %% ../nbs/certificates.ipynb #f3c75d6c
 def cut(
@@ -554,6 +734,7 @@ def _place(levels, v):
     "Index of the level nearest to v"
     return int((levels - v).abs().argmin())
 
+# %% ../nbs/certificates.ipynb #4f1d528b
 def corners(
     lo: Tensor, hi: Tensor,  # (C, H, W) a box
     levels: Tensor,  # increasing values a pixel can take
@@ -580,7 +761,8 @@ def preimage(
 ) -> Tensor:  # (N, …) images within eps of x
     "Images that S sends to `z`, as far as rounding allows: `S.inverse` kept inside the ball, and its ends where z is at an end of the box."
     a, b = ball(x, eps)
-    if S is None: return z.clamp(a, b)
+    if S is None:
+        return z.clamp(a, b)
     a, b = (x - eps).clamp(S.vmin, S.vmax), (x + eps).clamp(S.vmin, S.vmax)
     lo, hi = S.reachable_box(x, eps)
     v = torch.where(z == lo, a, torch.where(z == hi, b, torch.minimum(torch.maximum(S.inverse(z), a), b)))
@@ -589,6 +771,7 @@ def preimage(
 # %% ../nbs/certificates.ipynb #17313b0b
 class Certificates(NamedTuple):
     "What `certify` found for N images."
+
     robust: Tensor  # (N,) bool: proven for the whole ball
     broken: Tensor  # (N,) bool: misclassified as it is, or at a point of the ball that was found
     method: list  # what settled it: 'wrong', 'crown', 'full', 'split', 'points' (all of them tried), 'broken'; 'open': nothing did
@@ -598,8 +781,11 @@ class Certificates(NamedTuple):
     @property
     def verdict(self) -> list:
         "'robust', 'broken' or 'unknown' for each image"
-        return ["robust" if r else "broken" if b else "unknown" for r, b in zip(self.robust.tolist(), self.broken.tolist())]
+        return [
+            "robust" if r else "broken" if b else "unknown" for r, b in zip(self.robust.tolist(), self.broken.tolist())
+        ]
 
+# %% ../nbs/certificates.ipynb #66b8b721
 @full_precision
 @torch.no_grad()
 def certify(
@@ -616,7 +802,8 @@ def certify(
     progress: bool = False,  # show a bar
 ) -> Certificates:
     "Prove or break each image. Raises ValueError for a wrong argument."
-    if method not in METHODS[2:]: raise ValueError(f"method={method!r}; choose one of {', '.join(METHODS[2:])}")
+    if method not in METHODS[2:]:
+        raise ValueError(f"method={method!r}; choose one of {', '.join(METHODS[2:])}")
     search = _Search(model, x, y, eps, method, slack, gain, leaf)
     with tqdm(total=len(y), unit="img", disable=not progress) as bar:
         for some in torch.arange(len(y)).split(batch):
@@ -628,14 +815,24 @@ def certify(
 # %% ../nbs/certificates.ipynb #35b6730b
 class _Search:
     "What `certify` knows so far."
+
     def __init__(self, model, x, y, eps, method, slack, gain, leaf):
-        self.model, self.x, self.y, self.eps, self.S, self.F = model, x, y, eps, getattr(model, "quantize", None), getattr(model, "features", model)
+        self.model, self.x, self.y, self.eps, self.S, self.F = (
+            model,
+            x,
+            y,
+            eps,
+            getattr(model, "quantize", None),
+            getattr(model, "features", model),
+        )
         self.bound, self.slack, self.gain, self.leaf = method, slack, gain, leaf
         self.lo, self.hi = ball(x, eps) if self.S is None else self.S.reachable_box(x, eps)
         hard = self.S is not None and math.isinf(self.S.alpha)
-        try: self.layers = layers_of(self.F)
+        try:
+            self.layers = layers_of(self.F)
         except ValueError:
-            if not hard: raise
+            if not hard:
+                raise
             self.layers = None  # nothing but enumeration
         _check(self.lo, self.hi, y, self.layers[-1].out_features if self.layers else int(y.max()) + 1)
         self.levels = levels(self.S.K, self.S.vmin, self.S.vmax, x.dtype, x.device) if hard else None
@@ -645,7 +842,8 @@ class _Search:
         "Misclassified images, and those that need one backward bound; returns the others."
         wrong = self.model(self.x[some]).argmax(1) != self.y[some]
         if self.layers is None:
-            for i in some[wrong].tolist(): self.method[i] = "wrong"
+            for i in some[wrong].tolist():
+                self.method[i] = "wrong"
             return some[~wrong].tolist()
         m = bound_margins(self.layers, self.lo[some], self.hi[some], self.y[some], "crown", self.slack)
         for i, w, o in zip(some.tolist(), wrong.tolist(), m.open.any(1).tolist()):
@@ -655,35 +853,58 @@ class _Search:
 # %% ../nbs/certificates.ipynb #e1c7cd94
 TOGETHER = 32  # boxes of one image that are bounded at once
 
+
 def _branch(self, i, boxes):
     "Branch and bound for one image."
     stack = [(self.lo[i], self.hi[i], None)]
     while stack and self.used[i] < boxes:
-        some = stack[-min(TOGETHER, boxes - self.used[i]):]
-        del stack[-len(some):]
+        some = stack[-min(TOGETHER, boxes - self.used[i]) :]
+        del stack[-len(some) :]
         self.used[i] += len(some)
         if self.levels is not None:
             some, tried, how = [], some, "points"
             for b in tried:
                 points = corners(*b[:2], self.levels, self.leaf)
-                if points is None: some.append(b)
-                elif any(self.breaks(i, z) for z in points): return
-        if not some: continue
-        if self.layers is None: return
+                if points is None:
+                    some.append(b)
+                elif any(self.breaks(i, z) for z in points):
+                    return
+        if not some:
+            continue
+        if self.layers is None:
+            return
         lo, hi, classes = zip(*some)
         classes = None if classes[0] is None else torch.stack(classes)
-        m, how = bound_margins(self.layers, torch.stack(lo), torch.stack(hi), self.y[i].expand(len(some)), self.bound, self.slack, True, classes), self.bound
+        m, how = (
+            bound_margins(
+                self.layers,
+                torch.stack(lo),
+                torch.stack(hi),
+                self.y[i].expand(len(some)),
+                self.bound,
+                self.slack,
+                True,
+                classes,
+            ),
+            self.bound,
+        )
         for k in m.open.any(1).nonzero()[:, 0].tolist():
             low = float(m.low[k][m.open[k]].min())
-            if self.breaks(i, m.corner[k:k + 1]) or not (hi[k] > lo[k]).any() or -low > self.gain * math.log2(boxes - self.used[i] + 1): return
+            if (
+                self.breaks(i, m.corner[k : k + 1])
+                or not (hi[k] > lo[k]).any()
+                or -low > self.gain * math.log2(boxes - self.used[i] + 1)
+            ):
+                return
             stack += [(*half, m.open[k]) for half in cut(lo[k], hi[k], m.blame[k], self.levels)]
-    if not stack: self.method[i] = "split" if self.used[i] > 1 else how
+    if not stack:
+        self.method[i] = "split" if self.used[i] > 1 else how
 
 # %% ../nbs/certificates.ipynb #bdf3fbdf
 def _breaks(self, i, z):
     "Whether F gets one of the points `z` wrong, so that there is nothing to prove; the image is broken if its preimage agrees."
     bad = z[self.F(z).argmax(1) != self.y[i]][:1]
-    if len(bad) and self.model(x := preimage(self.S, bad, self.x[i:i + 1], self.eps)).argmax(1) != self.y[i]:
+    if len(bad) and self.model(x := preimage(self.S, bad, self.x[i : i + 1], self.eps)).argmax(1) != self.y[i]:
         self.method[i], self.found[i] = "broken", x[0]
     return len(bad) > 0
 
@@ -691,7 +912,13 @@ def _breaks(self, i, z):
 def _result(self):
     "What was found, for all images."
     among = lambda *which: torch.tensor([m in which for m in self.method], dtype=torch.bool)
-    return Certificates(~among("open", "wrong", "broken"), among("wrong", "broken"), self.method, torch.tensor(self.used, dtype=torch.long), self.found)
+    return Certificates(
+        ~among("open", "wrong", "broken"),
+        among("wrong", "broken"),
+        self.method,
+        torch.tensor(self.used, dtype=torch.long),
+        self.found,
+    )
 
 
 _Search.branch, _Search.breaks, _Search.result = _branch, _breaks, _result
@@ -699,7 +926,8 @@ _Search.branch, _Search.breaks, _Search.result = _branch, _breaks, _result
 # %% ../nbs/certificates.ipynb #844d6816
 def exact_hard(
     model: nn.Module,  # `SoftQuantNet` with alpha = inf; if `layers_of` does not know its F, images are enumerated or left open
-    x: Tensor, y: Tensor,  # (N, C, H, W) images and (N,) labels
+    x: Tensor,
+    y: Tensor,  # (N, C, H, W) images and (N,) labels
     eps: float,  # l∞ radius
     limit: int = 16,  # images with at most this many free pixels (at most 2^limit points) are decided
     boxes: int = 1,  # how many boxes to look at for the others; each may cost 2^limit forward passes
@@ -708,5 +936,7 @@ def exact_hard(
     "Decide the images of a hard-quantized network exactly. Raises ValueError for a network with another layer, or none."
     S = getattr(model, "quantize", None)
     if S is None or not math.isinf(S.alpha):
-        raise ValueError(f"exact_hard needs a SoftQuantNet with alpha = inf, got {'no quantization layer' if S is None else S}; certify takes others")
+        raise ValueError(
+            f"exact_hard needs a SoftQuantNet with alpha = inf, got {'no quantization layer' if S is None else S}; certify takes others"
+        )
     return certify(model, x, y, eps, boxes, leaf=2**limit, **options)

@@ -20,28 +20,75 @@ from .training import train_key, training_cost
 GREY = 1 / 255  # one grey level
 ALL = ("natural", "pgd", "sq", "nsq", "fgsm_rs")
 LEVELS, ALPHAS = (2, 4, 16), (255.0, 25500.0, 2550000.0)  # of Figures 9 to 11
-COMMON = dict(losses=("ce", "cw"), settings=SETTINGS, models=ALL, K=2, alpha=25500.0, noise=16 / 255, iterations=None, levels=LEVELS, alphas=ALPHAS)
+COMMON = dict(
+    losses=("ce", "cw"),
+    settings=SETTINGS,
+    models=ALL,
+    K=2,
+    alpha=25500.0,
+    noise=16 / 255,
+    iterations=None,
+    levels=LEVELS,
+    alphas=ALPHAS,
+)
 RADII = tuple(e / 255 for e in (0, 1, 2, 4, 6, 8))
 SGD = dict(batch_size=128, optimizer="sgd", lr=0.1, weight_decay=2e-4, augment=True)
 
+
 def _training(plain, pgd, fgsm_rs):
     "Fields of TrainSpec for each model; those without an adversary share one budget, adversaries their radius."
-    return {**{m: plain for m in ("natural", "noisy", "sq", "nsq", "stability")}, "l1": {**plain, "l1": 2 / 255}, "pgd": {**pgd, "eps": 8 / 255}, "fgsm_rs": {**fgsm_rs, "eps": 8 / 255}}
+    return {
+        **{m: plain for m in ("natural", "noisy", "sq", "nsq", "stability")},
+        "l1": {**plain, "l1": 2 / 255},
+        "pgd": {**pgd, "eps": 8 / 255},
+        "fgsm_rs": {**fgsm_rs, "eps": 8 / 255},
+    }
 
 # %% ../nbs/cifar.ipynb #3db2d5bd
 PRESETS = {
-    "smoke": dict(COMMON, dataset="photos", network="cifar_tiny", models=ALL[:4], n_test=100, eps=(0.0, 4 / 255, 8 / 255), steps=10, step_size=2 / 255, training=_training(
-        dict(SGD, schedule="onecycle", batch_size=50, iterations=60),
-        dict(SGD, schedule="onecycle", batch_size=50, iterations=40, steps=3, step_size=4 / 255),
-        dict(SGD, schedule="onecycle", batch_size=50, iterations=40))),
-    "cpu": dict(COMMON, dataset="cifar10", network="cifar_tiny", n_test=500, eps=RADII, steps=20, step_size=2 / 255, training=_training(
-        dict(SGD, schedule="onecycle", precision="bf16", iterations=2340),
-        dict(SGD, schedule="onecycle", precision="bf16", iterations=1170, steps=10, step_size=2 / 255),
-        dict(SGD, schedule="onecycle", precision="bf16", iterations=2340))),
-    "paper": dict(COMMON, dataset="cifar10", network="cifar_wide", n_test=10_000, eps=RADII, steps=20, step_size=2 / 255, training=_training(
-        dict(SGD, schedule="madrylab", iterations=80_000),
-        dict(SGD, schedule="madrylab", iterations=80_000, steps=10, step_size=2 / 255),
-        dict(SGD, schedule="madrylab", iterations=80_000))),
+    "smoke": dict(
+        COMMON,
+        dataset="photos",
+        network="cifar_tiny",
+        models=ALL[:4],
+        n_test=100,
+        eps=(0.0, 4 / 255, 8 / 255),
+        steps=10,
+        step_size=2 / 255,
+        training=_training(
+            dict(SGD, schedule="onecycle", batch_size=50, iterations=60),
+            dict(SGD, schedule="onecycle", batch_size=50, iterations=40, steps=3, step_size=4 / 255),
+            dict(SGD, schedule="onecycle", batch_size=50, iterations=40),
+        ),
+    ),
+    "cpu": dict(
+        COMMON,
+        dataset="cifar10",
+        network="cifar_tiny",
+        n_test=500,
+        eps=RADII,
+        steps=20,
+        step_size=2 / 255,
+        training=_training(
+            dict(SGD, schedule="onecycle", precision="bf16", iterations=2340),
+            dict(SGD, schedule="onecycle", precision="bf16", iterations=1170, steps=10, step_size=2 / 255),
+            dict(SGD, schedule="onecycle", precision="bf16", iterations=2340),
+        ),
+    ),
+    "paper": dict(
+        COMMON,
+        dataset="cifar10",
+        network="cifar_wide",
+        n_test=10_000,
+        eps=RADII,
+        steps=20,
+        step_size=2 / 255,
+        training=_training(
+            dict(SGD, schedule="madrylab", iterations=80_000),
+            dict(SGD, schedule="madrylab", iterations=80_000, steps=10, step_size=2 / 255),
+            dict(SGD, schedule="madrylab", iterations=80_000),
+        ),
+    ),
 }
 
 # %% ../nbs/cifar.ipynb #f31bae0f
@@ -71,7 +118,7 @@ def given_values(
         given["network"] = known_network(given["network"])
     return given
 
-
+# %% ../nbs/cifar.ipynb #a0b1d647
 def known_network(
     name: str,  # 'wide', 'narrow', 'tiny', or a name in NETWORKS
 ) -> str:  # a name in NETWORKS
@@ -101,9 +148,13 @@ def datasets(
     try:
         fit, test = mnist.datasets(p, data_root, download)
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"{e}\nWithout any data, scale='smoke' runs the whole experiment in minutes (-p scale smoke)") from None
+        raise FileNotFoundError(
+            f"{e}\nWithout any data, scale='smoke' runs the whole experiment in minutes (-p scale smoke)"
+        ) from None
     if (n := p.attacks[0].n_test) > len(test):
-        raise ValueError(f"n_test={n}, but {test.title} has only {len(test)} {test.split} images; choose n_test up to that")
+        raise ValueError(
+            f"n_test={n}, but {test.title} has only {len(test)} {test.split} images; choose n_test up to that"
+        )
     return fit, test
 
 # %% ../nbs/cifar.ipynb #be126e11
@@ -115,7 +166,7 @@ def run_file(
     "Where a run keeps a file, without making its folder."
     return records.home() / "runs" / f"{kind}-{records.spec_hash(content)}" / name
 
-
+# %% ../nbs/cifar.ipynb #86c0f5bd
 def state(
     p,  # `Protocol`
     fit,  # training `Dataset`
@@ -127,8 +178,24 @@ def state(
         key = train_key(t, fit.fingerprint)
         wanted = [a for a in p.attacks if a.setting in settings_of(t)]
         done = sum(run_file(eval_key(a, key, test), "eval").exists() for a in wanted)
-        training = "done" if run_file(key, "train").exists() else "begun" if run_file(key, "train", "state.safetensors").exists() else "to do"
-        rows.append({"model": t.model, "K": t.K, "alpha": t.alpha, "iterations": t.iterations, "training": training, "curves": done, "of": len(wanted)})
+        training = (
+            "done"
+            if run_file(key, "train").exists()
+            else "begun"
+            if run_file(key, "train", "state.safetensors").exists()
+            else "to do"
+        )
+        rows.append(
+            {
+                "model": t.model,
+                "K": t.K,
+                "alpha": t.alpha,
+                "iterations": t.iterations,
+                "training": training,
+                "curves": done,
+                "of": len(wanted),
+            }
+        )
     return rows
 
 # %% ../nbs/cifar.ipynb #1e51d0ba
@@ -145,6 +212,9 @@ def run(
     nets, trained, evaluated = run_protocol(p, fit, test, refresh, compute=compute)
     compared = [s for s in p.train if s.model in ("natural", "nsq", "pgd", "fgsm_rs")]
     how = dict(rounds=3, iterations=1) if p.scale == "smoke" else dict(rounds=7, iterations=3)
-    timed = [replace(s, precision="fp32", **(dict(steps=10, step_size=2 / 255) if s.model == "pgd" else {})) for s in compared]
+    timed = [
+        replace(s, precision="fp32", **(dict(steps=10, step_size=2 / 255) if s.model == "pgd" else {}))
+        for s in compared
+    ]
     cost = training_cost(timed, fit, p.device, refresh, **how)
     return p, nets, trained, evaluated, cost

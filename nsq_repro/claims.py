@@ -70,16 +70,26 @@ def present_scale() -> str | None:
 
 # %% ../nbs/claims.ipynb #971308f1
 ITEMS = {"mnist": "fig3", "cifar10": "fig4", "imagenet": "table1"}  # where the accuracies of a data set stand
-CELLS = {"fig1": "mnist.ipynb#fig-mnist-iterates", "fig3": "mnist.ipynb#fig-mnist-accuracy", "fig4": "cifar.ipynb#fig-cifar-accuracy", "table1": "imagenet.ipynb#tbl-imagenet",
-         "fig5": "parameter_study.ipynb#fig-levels-soft", "fig6": "parameter_study.ipynb#fig-levels-sharp", "fig7": "parameter_study.ipynb#fig-levels-sharpest",
-         "parameter-study": "parameter_study.ipynb#fig-parameter-effects", "mnist-cost": "mnist.ipynb#what-training-costs", "mnist-pixels": "data.ipynb#eq-data-pixels", "mnist-gradients": "objective.ipynb#eq-chain-rule"}
+CELLS = {
+    "fig1": "mnist.ipynb#fig-mnist-iterates",
+    "fig3": "mnist.ipynb#fig-mnist-accuracy",
+    "fig4": "cifar.ipynb#fig-cifar-accuracy",
+    "table1": "imagenet.ipynb#tbl-imagenet",
+    "fig5": "parameter_study.ipynb#fig-levels-soft",
+    "fig6": "parameter_study.ipynb#fig-levels-sharp",
+    "fig7": "parameter_study.ipynb#fig-levels-sharpest",
+    "parameter-study": "parameter_study.ipynb#fig-parameter-effects",
+    "mnist-cost": "mnist.ipynb#what-training-costs",
+    "mnist-pixels": "data.ipynb#eq-data-pixels",
+    "mnist-gradients": "objective.ipynb#eq-chain-rule",
+}
 
 
 def untested(why, ours="", record=None) -> dict:
     "The verdict of a claim that nothing here decides."
     return {"verdict": UNTESTED, "ours": ours, "why": why, "record": record}
 
-
+# %% ../nbs/claims.ipynb #d618795d
 def evidence(
     item: str,  # for example 'fig3'
     dataset: str,  # of the claim
@@ -90,7 +100,10 @@ def evidence(
     if record is None:
         return None, f"there is no record of {item} yet"
     if (record.get("data") or {}).get("name") != dataset:
-        return None, f"the scale {record['scale']} runs on {record['data']['title']}, which says nothing about the paper's data"
+        return (
+            None,
+            f"the scale {record['scale']} runs on {record['data']['title']}, which says nothing about the paper's data",
+        )
     return record, ""
 
 # %% ../nbs/claims.ipynb #4367c816
@@ -106,7 +119,7 @@ def curve(
              if (s["model"], s["loss"], s["accounting"], s.get("metric", "accuracy")) == (model, loss, "last", metric)}
     return found.get(setting) or (found.get("pgd") if set(found) == {"pgd"} else None)
 
-
+# %% ../nbs/claims.ipynb #40fecd74
 def place(
     series: dict,  # a curve
     eps: float,  # l∞ radius in [0, 1]
@@ -127,8 +140,21 @@ def measured(
             i = None if s is None else place(s, claim["eps"])
             if i is not None:
                 value, low, high = s["accuracy"][i], s["low"][i], s["high"][i]
-                name = plots.LOSS_LABELS[loss] if claim.get("setting") else f"{plots.SETTING_LABELS[setting]}, {plots.LOSS_LABELS[loss]}"
-                result.append({"name": name, **({"value": 1 - value, "low": 1 - high, "high": 1 - low} if metric == "error" else {"value": value, "low": low, "high": high})})
+                name = (
+                    plots.LOSS_LABELS[loss]
+                    if claim.get("setting")
+                    else f"{plots.SETTING_LABELS[setting]}, {plots.LOSS_LABELS[loss]}"
+                )
+                result.append(
+                    {
+                        "name": name,
+                        **(
+                            {"value": 1 - value, "low": 1 - high, "high": 1 - low}
+                            if metric == "error"
+                            else {"value": value, "low": low, "high": high}
+                        ),
+                    }
+                )
     return result
 
 # %% ../nbs/claims.ipynb #66aff015
@@ -140,21 +166,35 @@ def agreement(
     agree = sum(p["low"] <= printed <= p["high"] or abs(p["value"] - printed) <= TOLERANCE + 1e-9 for p in points)
     near = all(abs(p["value"] - printed) <= NEAR + 1e-9 for p in points)
     if agree == len(points):
-        return REPRODUCED, "agrees with the printed value" if len(points) == 1 else f"all {len(points)} agree with the printed value"
+        return REPRODUCED, "agrees with the printed value" if len(
+            points
+        ) == 1 else f"all {len(points)} agree with the printed value"
     if agree:
         return IN_PART, f"{agree} of {len(points)} agree{'s' if agree == 1 else ''} with the printed value"
-    return (IN_PART, f"within {100 * NEAR:g} points of the printed value, but not closer") if near else (NOT_REPRODUCED, f"more than {100 * NEAR:g} points from the printed value")
+    return (
+        (IN_PART, f"within {100 * NEAR:g} points of the printed value, but not closer")
+        if near
+        else (NOT_REPRODUCED, f"more than {100 * NEAR:g} points from the printed value")
+    )
 
 # %% ../nbs/claims.ipynb #b71d3a01
 def percent(points, signed=False) -> str:
     "Measured fractions as text, with their intervals."
     number = lambda v: f"{100 * v:+.1f}" if signed else f"{100 * v:.1f}"
     unit = "points" if signed else "%"
-    return "; ".join(f"{number(p['value'])} {unit} ({number(p['low'])} to {number(p['high'])})" + (f" {p['name']}" if p["name"] else "") for p in points)
+    return "; ".join(
+        f"{number(p['value'])} {unit} ({number(p['low'])} to {number(p['high'])})"
+        + (f" {p['name']}" if p["name"] else "")
+        for p in points
+    )
 
 
-PRINTED_ON = {"mnist": ("mnist_cnn", "mnist_cnn_pytorch"), "cifar10": ("cifar_wide",)}  # data set → the paper's network, by its names here
+PRINTED_ON = {
+    "mnist": ("mnist_cnn", "mnist_cnn_pytorch"),
+    "cifar10": ("cifar_wide",),
+}  # data set → the paper's network, by its names here
 
+# %% ../nbs/claims.ipynb #e8bbd108
 def other_network(
     record: dict,  # accuracy record
     model: str,  # whose network
@@ -162,9 +202,13 @@ def other_network(
     "Whether a model was trained on another network than the paper's."
     network = record.get("training", {}).get(model, {}).get("spec", {}).get("network")
     known = PRINTED_ON.get(record["data"]["name"])
-    return f"a level of accuracy belongs to its network: here {network}, in the paper {known[0]}" if network and known and network not in known else ""
+    return (
+        f"a level of accuracy belongs to its network: here {network}, in the paper {known[0]}"
+        if network and known and network not in known
+        else ""
+    )
 
-
+# %% ../nbs/claims.ipynb #cd2c5517
 def rule_accuracy(
     claim: dict,  # of `records.paper`
     find,  # item → record or None
@@ -231,7 +275,9 @@ def rule_difference(
     record, why = evidence(ITEMS.get(claim["dataset"]), claim["dataset"], find)
     losses = [claim["loss"]] if claim.get("loss") else ["ce", "cw"]
     models = (claim["model"], claim["setting"]), (claim["test"]["than"], claim["setting"])
-    points = [p for loss in losses if record and (p := difference(record, *models, loss, claim["eps"], claim["metric"]))]
+    points = [
+        p for loss in losses if record and (p := difference(record, *models, loss, claim["eps"], claim["metric"]))
+    ]
     if not points:
         return untested(why or "the record has no such curves or radius", record=record)
     if weak := other_network(record, claim["model"]) or weak_baseline(record, claim["test"]["than"]):
@@ -252,10 +298,14 @@ def comparisons(
             for loss in ("ce", "cw"):
                 radii = (curve(record, model, setting, loss, metric) or {"eps": []})["eps"]
                 wanted = [e for e in radii if (e == 0 if test.get("clean") else 0 < e < test.get("below", 2) - 1e-6)]
-                points += [d for e in wanted if (d := difference(record, (model, setting), (test["than"], setting), loss, e, metric))]
+                points += [
+                    d
+                    for e in wanted
+                    if (d := difference(record, (model, setting), (test["than"], setting), loss, e, metric))
+                ]
     return points
 
-
+# %% ../nbs/claims.ipynb #1ff74269
 def ordering(
     points: list[dict],  # of `difference`
     margin: float = 0.0,  # fraction by which the first may be below
@@ -280,14 +330,19 @@ def rule_order(
     found = {d: evidence(ITEMS[d], d, find) for d in datasets}
     points = {d: p for d, (r, _) in found.items() if r and (p := comparisons(test, r, claim.get("metric", "accuracy")))}
     if not points:
-        return untested(next((w for _, w in found.values() if w), "the record has no such curves or radii"), record=next((r for r, _ in found.values() if r), None))
+        return untested(
+            next((w for _, w in found.values() if w), "the record has no such curves or radii"),
+            record=next((r for r, _ in found.values() if r), None),
+        )
     weak = {d: w for d in points if (w := weak_baseline(found[d][0], test["than"]))}
     sound = {d: p for d, p in points.items() if d not in weak}
     flat = [p for some in (sound or points).values() for p in some]
     verdict, why = ordering(flat, margin) if sound else (UNTESTED, next(iter(weak.values())))
     if sound and len(sound) < len(datasets):
         verdict = IN_PART if verdict == REPRODUCED else verdict
-        why += f"; of {' and '.join(datasets)} only {' and '.join(sound)} is compared" + "".join(f" ({w})" for w in weak.values())
+        why += f"; of {' and '.join(datasets)} only {' and '.join(sound)} is compared" + "".join(
+            f" ({w})" for w in weak.values()
+        )
     worst, best = min(flat, key=lambda p: p["value"]), max(flat, key=lambda p: p["value"])
     ours = f"{100 * worst['value']:+.1f} to {100 * best['value']:+.1f} points over {len(flat)} points"
     return {"verdict": verdict, "ours": ours, "why": why, "record": found[next(iter(sound or points))][0]}
@@ -306,7 +361,7 @@ def rule_time(
     ours = f"{training['seconds']:,.0f} s for {spec['iterations']:,} × {spec['batch_size']} images on {device}"
     return untested("a time belongs to its machine, and this one is not the paper's TITAN", ours, record)
 
-
+# %% ../nbs/claims.ipynb #ab7fde67
 def rule_ratio(
     claim: dict,  # of `records.paper`; its test names the slow and the fast model
     find,  # item → record or None
@@ -321,10 +376,19 @@ def rule_ratio(
     middle, value = float(np.median(ratios)), claim["value"]
     ours = f"{middle:.1f} times ({ratios[0]:.1f} to {ratios[-1]:.1f}) an image on {record['provenance']['device']}"
     if value is None:
-        verdict, why = (REPRODUCED if ratios[0] > 1 else NOT_REPRODUCED if ratios[-1] < 1 else IN_PART), "which of the two is cheaper, turn by turn"
+        verdict, why = (
+            (REPRODUCED if ratios[0] > 1 else NOT_REPRODUCED if ratios[-1] < 1 else IN_PART),
+            "which of the two is cheaper, turn by turn",
+        )
     else:
         off = max(middle / value, value / middle)
-        verdict = REPRODUCED if ratios[0] <= value <= ratios[-1] or off <= FACTOR else IN_PART if off <= FACTOR**2 else NOT_REPRODUCED
+        verdict = (
+            REPRODUCED
+            if ratios[0] <= value <= ratios[-1] or off <= FACTOR
+            else IN_PART
+            if off <= FACTOR**2
+            else NOT_REPRODUCED
+        )
         why = f"a factor of {off:.2g} from the printed ratio, for one image against one image"
     return {"verdict": verdict, "ours": ours, "why": why, "record": record}
 
@@ -336,22 +400,46 @@ def pixel_record(
 ) -> dict:  # data, pixels, few, counts: for each count its sum and sum of squares over images, the most, and the number of images with few
     "Counts of pixels: those that are 0 or 1, and those that a perturbation can carry over the threshold."
     x = data.floats()
-    found = {("binary", None): ((x == 0) | (x == 1)).flatten(1).sum(1), **{("near", e): pixels_near(x, eps=e) for e in radii}}
-    counts = [{"count": kind, "eps": e, "sum": int(k.sum()), "squares": int((k**2).sum()), "most": int(k.max()), "images_with_few": int((k <= few).sum())}
-              for (kind, e), k in found.items()]
+    found = {
+        ("binary", None): ((x == 0) | (x == 1)).flatten(1).sum(1),
+        **{("near", e): pixels_near(x, eps=e) for e in radii},
+    }
+    counts = [
+        {
+            "count": kind,
+            "eps": e,
+            "sum": int(k.sum()),
+            "squares": int((k**2).sum()),
+            "most": int(k.max()),
+            "images_with_few": int((k <= few).sum()),
+        }
+        for (kind, e), k in found.items()
+    ]
     return {"data": data.describe(), "pixels": x[0].numel(), "few": few, "counts": counts}
 
-
+# %% ../nbs/claims.ipynb #b098bce8
 def pixel_rows(
     record: dict,  # of `pixel_record`
-) -> list[dict]:  # count, eps, mean number a image; share, low, high, most (in % of the pixels); few (in % of the images)
+) -> list[
+    dict
+]:  # count, eps, mean number a image; share, low, high, most (in % of the pixels); few (in % of the images)
     "Shares of pixels, with 95 % intervals over images."
     rows, n, pixels = [], record["data"]["n"], record["pixels"]
     for c in record["counts"]:
         mean = c["sum"] / n
         half = 1.959964 * math.sqrt(max(c["squares"] / n - mean**2, 0) / n)
-        rows.append({"count": c["count"], "eps": c["eps"], "mean": round(mean, 3), **{k: round(100 * v / pixels, 4) for k, v in
-                     (("share", mean), ("low", mean - half), ("high", mean + half), ("most", c["most"]))}, "few": round(100 * c["images_with_few"] / n, 4)})
+        rows.append(
+            {
+                "count": c["count"],
+                "eps": c["eps"],
+                "mean": round(mean, 3),
+                **{
+                    k: round(100 * v / pixels, 4)
+                    for k, v in (("share", mean), ("low", mean - half), ("high", mean + half), ("most", c["most"]))
+                },
+                "few": round(100 * c["images_with_few"] / n, 4),
+            }
+        )
     return rows
 
 # %% ../nbs/claims.ipynb #9af7a025
@@ -361,12 +449,27 @@ def pixel_table(
     "The counts as a table."
     words = {"binary": "exactly 0 or 1", "near": "within {:g} of ½"}
     rows = pixel_rows(record)
-    cells = [{"what": words[r["count"]].format(r["eps"] or 0), "mean": f"{r['mean']:.1f}", "share": f"{r['share']:.2f} ({r['low']:.2f} to {r['high']:.2f})", "most": f"{r['most']:.1f}", "few": f"{r['few']:.1f}"} for r in rows]
-    columns = {"what": "pixels", "mean": "mean number", "share": "share of pixels, %", "most": "largest in an image, %", "few": f"images with at most {record['few']}, %"}
+    cells = [
+        {
+            "what": words[r["count"]].format(r["eps"] or 0),
+            "mean": f"{r['mean']:.1f}",
+            "share": f"{r['share']:.2f} ({r['low']:.2f} to {r['high']:.2f})",
+            "most": f"{r['most']:.1f}",
+            "few": f"{r['few']:.1f}",
+        }
+        for r in rows
+    ]
+    columns = {
+        "what": "pixels",
+        "mean": "mean number",
+        "share": "share of pixels, %",
+        "most": "largest in an image, %",
+        "few": f"images with at most {record['few']}, %",
+    }
     below = f"Intervals: 95 %, over images, each of {record['pixels']} pixels. {plots.caption(record)}"
     return f"{plots.table_markdown(cells, columns)}\n\n{below}", rows
 
-
+# %% ../nbs/claims.ipynb #a51d670b
 def rule_pixels(
     claim: dict,  # of `records.paper`; its test says which count, and whether of the mean or of the largest
     find,  # item → record or None
@@ -376,10 +479,19 @@ def rule_pixels(
     if not record:
         return untested(why)
     test, printed = claim["test"], claim["value"] / 100
-    row = next(r for r in pixel_rows(record) if r["count"] == test["count"] and (r["eps"] is None or abs(r["eps"] - claim["eps"]) < 1e-6))
+    row = next(
+        r
+        for r in pixel_rows(record)
+        if r["count"] == test["count"] and (r["eps"] is None or abs(r["eps"] - claim["eps"]) < 1e-6)
+    )
     if test["statistic"] == "most":
         holds = row["most"] / 100 <= printed
-        return {"verdict": REPRODUCED if holds else FALSE, "ours": f"{row['most']:.1f} % in one image, {row['share']:.1f} % on average", "why": "one image decides what holds for all", "record": record}
+        return {
+            "verdict": REPRODUCED if holds else FALSE,
+            "ours": f"{row['most']:.1f} % in one image, {row['share']:.1f} % on average",
+            "why": "one image decides what holds for all",
+            "record": record,
+        }
     point = {"name": "", **{a: row[b] / 100 for a, b in (("value", "share"), ("low", "low"), ("high", "high"))}}
     verdict, why = agreement(printed, [point])
     if claim.get("relation") == "over" and point["low"] > printed:
@@ -396,14 +508,22 @@ def rule_fill(
     if not record:
         return untested("there is no record of fig1 yet")
     eps, bins = record["eps"], record.get("bins", 20)
-    share = {(p["model"], p["start"]): p["occupied"] if "occupied" in p else plots.occupied_share(p["xy"], eps, bins) for p in record["paths"]}
+    share = {
+        (p["model"], p["start"]): p["occupied"] if "occupied" in p else plots.occupied_share(p["xy"], eps, bins)
+        for p in record["paths"]
+    }
     points = max(np.asarray(p["xy"]).size // 2 for p in record["paths"] if p["start"] == "random")
     uniform = 1 - (1 - 1 / bins**2) ** points
     random = {m: s for (m, start), s in share.items() if start == "random"}
     holds = all(s >= uniform / 2 and s > share.get((m, "clean"), 0) for m, s in random.items())
     ours = f"{100 * min(random.values()):.0f} to {100 * max(random.values()):.0f} % of a plane's cells; {100 * uniform:.0f} % for uniform points"
     record = {**record, "data": {**(record.get("data") or {}), "n": 1}}  # one image
-    return {"verdict": IN_PART if holds else NOT_REPRODUCED, "ours": ours, "why": "two pixels at a time, within the ball around one image: a plane is not the data space", "record": record}
+    return {
+        "verdict": IN_PART if holds else NOT_REPRODUCED,
+        "ours": ours,
+        "why": "two pixels at a time, within the ball around one image: a plane is not the data space",
+        "record": record,
+    }
 
 # %% ../nbs/claims.ipynb #28954d92
 def gradient_record(
@@ -419,15 +539,23 @@ def gradient_record(
     x, y = random_start(used.floats().double(), radius, seed).to(device), used.y.to(device)
     layered = in_float64({m: net for m, net in nets.items() if hasattr(net, "quantize")})
     largest = {m: chain_rule(net, x, y)[1].flatten(1).abs().amax(1).cpu() for m, net in layered.items()}
-    return {"data": used.describe(), "radius": radius, "seed": seed, "largest": {m: [float(f"{v:.6g}") for v in values.tolist()] for m, values in largest.items()}}
+    return {
+        "data": used.describe(),
+        "radius": radius,
+        "seed": seed,
+        "largest": {m: [float(f"{v:.6g}") for v in values.tolist()] for m, values in largest.items()},
+    }
 
-
+# %% ../nbs/claims.ipynb #7fe6c8c6
 def gradient_rows(
     record: dict,  # of `gradient_record`
 ) -> list[dict]:  # model, median, lower and upper quartile of max |∇_z L|
     "Quartiles over images."
-    quartiles = {m: np.quantile(v, (.25, .5, .75)) for m, v in record["largest"].items()}
-    return [{"model": m, **{k: float(f"{v:.4g}") for k, v in zip(("lower", "median", "upper"), quartiles[m])}} for m in plots.look(quartiles)]
+    quartiles = {m: np.quantile(v, (0.25, 0.5, 0.75)) for m, v in record["largest"].items()}
+    return [
+        {"model": m, **{k: float(f"{v:.4g}") for k, v in zip(("lower", "median", "upper"), quartiles[m])}}
+        for m in plots.look(quartiles)
+    ]
 
 # %% ../nbs/claims.ipynb #502634fa
 def gradient_table(
@@ -435,11 +563,17 @@ def gradient_table(
 ) -> tuple[str, list[dict]]:  # Markdown, and the rows
     "The quartiles as a table."
     rows = gradient_rows(record)
-    cells = [{"model": plots.LABELS.get(r["model"], r["model"]), "median": f"{r['median']:.3g} ({r['lower']:.3g} to {r['upper']:.3g})"} for r in rows]
+    cells = [
+        {
+            "model": plots.LABELS.get(r["model"], r["model"]),
+            "median": f"{r['median']:.3g} ({r['lower']:.3g} to {r['upper']:.3g})",
+        }
+        for r in rows
+    ]
     below = f"Largest entry of the gradient behind the layer, at images with noise of ±{record['radius']:g}. {plots.caption(record)}"
     return f"{plots.table_markdown(cells, {'model': 'model', 'median': 'median (quartiles)'})}\n\n{below}", rows
 
-
+# %% ../nbs/claims.ipynb #8fcb3473
 def rule_smaller_gradients(
     claim: dict,  # of `records.paper`; its test names the two models
     find,  # item → record or None
@@ -449,13 +583,20 @@ def rule_smaller_gradients(
     if not record or not {claim["test"]["model"], claim["test"]["than"]} <= set(record["largest"]):
         return untested("there is no record of mnist-gradients with both models yet")
     if record["data"]["name"] != "mnist":
-        return untested(f"the scale {record['scale']} runs on {record['data']['title']}, which says nothing about the paper's data")
+        return untested(
+            f"the scale {record['scale']} runs on {record['data']['title']}, which says nothing about the paper's data"
+        )
     ours, other = (np.asarray(record["largest"][claim["test"][k]]) for k in ("model", "than"))
     smaller, n = int((ours < other).sum()), len(ours)
     low, high = wilson(smaller, n)
-    verdict = REPRODUCED if low > .5 else NOT_REPRODUCED if high < .5 else IN_PART
+    verdict = REPRODUCED if low > 0.5 else NOT_REPRODUCED if high < 0.5 else IN_PART
     text = f"median {np.median(ours):.2g} against {np.median(other):.2g}; smaller for {100 * smaller / n:.0f} % of images ({100 * low:.0f} to {100 * high:.0f})"
-    return {"verdict": verdict, "ours": text, "why": "the largest entry of the gradient behind the layer, NSQ against SQ at noisy images", "record": record}
+    return {
+        "verdict": verdict,
+        "ours": text,
+        "why": "the largest entry of the gradient behind the layer, NSQ against SQ at noisy images",
+        "record": record,
+    }
 
 # %% ../nbs/claims.ipynb #b181ed81
 def stated(
@@ -465,9 +606,15 @@ def stated(
     *readings: bool,  # does the statement hold, in each of its readings or parts
 ) -> dict:  # verdict, ours, why, cell
     "Rule 6."
-    return {"verdict": REPRODUCED if all(readings) else IN_PART if any(readings) else FALSE, "ours": ours, "why": why, "cell": cell, "record": None}
+    return {
+        "verdict": REPRODUCED if all(readings) else IN_PART if any(readings) else FALSE,
+        "ours": ours,
+        "why": why,
+        "cell": cell,
+        "record": None,
+    }
 
-
+# %% ../nbs/claims.ipynb #2994a2c0
 def value_of(id):
     "A value of `paper.json`."
     return records.paper(id=id)[0]["value"]
@@ -478,26 +625,41 @@ def differentiable() -> dict:
     trained = max(border_jump(value_of(f"{d}-K"), value_of(f"{d}-alpha")) for d in ("mnist", "cifar", "imagenet"))
     K, alpha = value_of("fig11-K"), value_of("fig5-alpha")
     ours = f"jump at an inner border: {trained:.0e} at the trained settings, {border_jump(K, alpha):.0e} for K = {K}, α = {alpha} (Figure 11)"
-    return stated("quantization.ipynb#eq-border-jump", ours, "for K > 1 it is not even continuous; for what is trained the jump is below float32's rounding",
-                  trained < torch.finfo(torch.float32).eps, border_jump(K, alpha) == 0)
+    return stated(
+        "quantization.ipynb#eq-border-jump",
+        ours,
+        "for K > 1 it is not even continuous; for what is trained the jump is below float32's rounding",
+        trained < torch.finfo(torch.float32).eps,
+        border_jump(K, alpha) == 0,
+    )
 
-
+# %% ../nbs/claims.ipynb #4d693153
 def hard_limit() -> dict:
     "Eq. 3 for growing α."
     x = torch.linspace(0, 1, 100_001, dtype=torch.float64)
     alphas = value_of("fig8-alpha")
     gaps = [(soft_quantize(x, 1, a) - hard_quantize(x, 1)).abs().mean().item() for a in alphas]
     ours = "mean distance over [0, 1]: " + ", ".join(f"{g:.0e} at α = {a}" for g, a in zip(gaps, alphas))
-    return stated("quantization.ipynb#eq-soft-quantization", ours, "the distance falls like 1/α", gaps == sorted(gaps, reverse=True) and gaps[-1] < 1e-4)
+    return stated(
+        "quantization.ipynb#eq-soft-quantization",
+        ours,
+        "the distance falls like 1/α",
+        gaps == sorted(gaps, reverse=True) and gaps[-1] < 1e-4,
+    )
 
-
+# %% ../nbs/claims.ipynb #f4bed271
 def other_ranges() -> dict:
     "Eq. 3 for pixels of [−1, 1], with its output rescaled and its argument not."
     pixel, alpha = 0.25, value_of("mnist-alpha")
     u = torch.tensor([pixel, (pixel + 1) / 2], dtype=torch.float64)
     as_printed, meant = (2 * soft_quantize(u, 1, alpha) - 1).tolist()
     ours = f"for pixels of [−1, 1], {pixel} becomes {as_printed:.0f}; its place in [0, 1] becomes {meant:.0f}"
-    return stated("quantization.ipynb#eq-soft-quantization-argument", ours, "the argument has to be rescaled too", abs(as_printed - meant) < 1e-6)
+    return stated(
+        "quantization.ipynb#eq-soft-quantization-argument",
+        ours,
+        "the argument has to be rescaled too",
+        abs(as_printed - meant) < 1e-6,
+    )
 
 # %% ../nbs/claims.ipynb #31a55eac
 def increments() -> dict:
@@ -510,102 +672,177 @@ def increments() -> dict:
     gain, norm = (w @ (x - x0)).item(), w.abs().sum().item()
     as_step, as_radius = steps * (eps / steps) * norm, steps * eps * norm
     ours = f"predicted over true on an affine loss, {steps} steps: {as_step / gain:.3g} with ε a step, {as_radius / gain:.3g} with ε the radius"
-    return stated("objective.ipynb#eq-pgd-sum", ours, "of first order, and only if ε is the step; clipping and curvature come on top", math.isclose(as_step, gain, rel_tol=1e-9), math.isclose(as_radius, gain, rel_tol=1e-9))
+    return stated(
+        "objective.ipynb#eq-pgd-sum",
+        ours,
+        "of first order, and only if ε is the step; clipping and curvature come on top",
+        math.isclose(as_step, gain, rel_tol=1e-9),
+        math.isclose(as_radius, gain, rel_tol=1e-9),
+    )
 
 # %% ../nbs/claims.ipynb #68dd0fad
 def hoelder() -> dict:
     "The bound below Eq. 7, for g = (1, 1) and the identity."
     g, J = torch.ones(2), torch.eye(2)
-    left, entries, induced = (J @ g).abs().sum().item(), (g.abs().max() * J.abs().sum()).item(), (g.abs().max() * torch.linalg.matrix_norm(J, 1)).item()
-    return stated("objective.ipynb#eq-hoelder", f"g = (1, 1), J = I: {left:g} ≤ {entries:g} with the sum of entries, {left:g} ≤ {induced:g} with the induced norm",
-                  "true for the sum of the diagonal, false for the matrix norm of that name", left <= entries, left <= induced)
+    left, entries, induced = (
+        (J @ g).abs().sum().item(),
+        (g.abs().max() * J.abs().sum()).item(),
+        (g.abs().max() * torch.linalg.matrix_norm(J, 1)).item(),
+    )
+    return stated(
+        "objective.ipynb#eq-hoelder",
+        f"g = (1, 1), J = I: {left:g} ≤ {entries:g} with the sum of entries, {left:g} ≤ {induced:g} with the induced norm",
+        "true for the sum of the diagonal, false for the matrix norm of that name",
+        left <= entries,
+        left <= induced,
+    )
 
-
+# %% ../nbs/claims.ipynb #2208e741
 def derivative() -> dict:
     "Eq. 8 against automatic differentiation, at a threshold."
     factors, alpha = [], value_of("fig2-alpha")
     Ks = [value_of("mnist-K"), value_of("fig2-K")]
     for K in Ks:
         x = thresholds(K)[:1].requires_grad_()
-        true, = torch.autograd.grad(soft_quantize(x, K, alpha).sum(), x)
+        (true,) = torch.autograd.grad(soft_quantize(x, K, alpha).sum(), x)
         factors.append((alpha / 4 / true).item())
     ours = "printed over true slope: " + ", ".join(f"{f:g} for K = {K}" for f, K in zip(factors, Ks))
-    return stated("quantization.ipynb#eq-soft-quantization-derivative", ours, "the factor 1/K is missing, so it holds for K = 1 alone", all(math.isclose(f, 1, rel_tol=1e-9) for f in factors))
+    return stated(
+        "quantization.ipynb#eq-soft-quantization-derivative",
+        ours,
+        "the factor 1/K is missing, so it holds for K = 1 alone",
+        all(math.isclose(f, 1, rel_tol=1e-9) for f in factors),
+    )
 
 # %% ../nbs/claims.ipynb #9ffe4721
 def nearly_zero(pixels: int = 784) -> dict:
     "Where the slope is below 1 % of its peak."
     x = torch.linspace(0, 1, 1_000_001, dtype=torch.float64)
-    def flat(K, alpha): return (soft_quantize_derivative(x, K, alpha) < .01 * alpha / (4 * K)).double().mean().item()
-    one, every = flat(value_of("fig2-K"), value_of("fig2-alpha")), flat(value_of("mnist-K"), value_of("mnist-alpha")) ** pixels
+
+    def flat(K, alpha):
+        return (soft_quantize_derivative(x, K, alpha) < 0.01 * alpha / (4 * K)).double().mean().item()
+
+    one, every = (
+        flat(value_of("fig2-K"), value_of("fig2-alpha")),
+        flat(value_of("mnist-K"), value_of("mnist-alpha")) ** pixels,
+    )
     ours = f"below 1 % of its peak on {100 * one:.0f} % of a pixel's range (Figure 2); in all {pixels} pixels of an image at once, MNIST's layer: {100 * every:.1g} % of the space"
-    return stated("quantization.ipynb#eq-gradient-integral", ours, "true of a pixel's range, not of the space of images", one > .5, every > .5)
+    return stated(
+        "quantization.ipynb#eq-gradient-integral",
+        ours,
+        "true of a pixel's range, not of the space of images",
+        one > 0.5,
+        every > 0.5,
+    )
 
-
+# %% ../nbs/claims.ipynb #497dac55
 def l1_norm(pixels: int = 784, images: int = 200) -> dict:
     "The sum of slopes of uniformly random images."
     x = torch.rand(images, pixels, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     norm = soft_quantize_derivative(x, value_of("mnist-K"), value_of("mnist-alpha")).sum(1).median().item()
-    return stated("quantization.ipynb#eq-gradient-integral", f"median {norm:.0f} over random images of {pixels} pixels", "the slope is concentrated, not removed: its integral over a pixel's range is 1 for every α", norm < 1)
+    return stated(
+        "quantization.ipynb#eq-gradient-integral",
+        f"median {norm:.0f} over random images of {pixels} pixels",
+        "the slope is concentrated, not removed: its integral over a pixel's range is 1 for every α",
+        norm < 1,
+    )
 
 # %% ../nbs/claims.ipynb #87b9e6ac
 def two_samples() -> dict:
     "Eq. 9 for two equal outputs."
-    p = q = torch.tensor([.99, .01], dtype=torch.float64)
+    p = q = torch.tensor([0.99, 0.01], dtype=torch.float64)
     left, right = -(q * p.log()).sum().item(), -(p[0].log() + q[0].log()).item()
-    return stated("bound.ipynb#eq-two-samples", f"p = q = ({p[0]:g}, {p[1]:g}), y the first class: {left:.4f} against {right:.4f}", "the entropy of the second output is on the left as well", left <= right)
+    return stated(
+        "bound.ipynb#eq-two-samples",
+        f"p = q = ({p[0]:g}, {p[1]:g}), y the first class: {left:.4f} against {right:.4f}",
+        "the entropy of the second output is on the left as well",
+        left <= right,
+    )
 
-
+# %% ../nbs/claims.ipynb #9fa27f1a
 def path_integral(points: int = 4001) -> dict:
     "Eq. 10 along straight lines, F a random linear network behind the layer."
     g = torch.Generator().manual_seed(0)
-    W, ends = torch.randn(3, 6, dtype=torch.float64, generator=g), torch.rand(20, 2, 6, dtype=torch.float64, generator=g)
+    W, ends = (
+        torch.randn(3, 6, dtype=torch.float64, generator=g),
+        torch.rand(20, 2, 6, dtype=torch.float64, generator=g),
+    )
     off, holds = 0.0, True
     for start, stop in ends:
         x = (start + torch.linspace(0, 1, points, dtype=torch.float64)[:, None] * (stop - start)).requires_grad_()
-        target = (soft_quantize(start, 1, 20.) @ W.T).softmax(-1)
-        loss = -(target * (soft_quantize(x, 1, 20.) @ W.T).log_softmax(-1)).sum(1)
-        slope, = torch.autograd.grad(loss.sum(), x)
+        target = (soft_quantize(start, 1, 20.0) @ W.T).softmax(-1)
+        loss = -(target * (soft_quantize(x, 1, 20.0) @ W.T).log_softmax(-1)).sum(1)
+        (slope,) = torch.autograd.grad(loss.sum(), x)
         integral = torch.trapezoid(slope @ (stop - start), dx=1 / (points - 1)).item()
         loss = loss.detach()
         off, holds = max(off, abs((loss[-1] - loss[0]).item() - integral)), holds and loss[-1].item() >= integral
-    return stated("bound.ipynb#eq-path-integral", f"{len(ends)} random pairs: the integral is met to {off:.0e}, the bound held", "true, and of one signed integral, which bounds no gradient", off < 1e-4 and holds)
+    return stated(
+        "bound.ipynb#eq-path-integral",
+        f"{len(ends)} random pairs: the integral is met to {off:.0e}, the bound held",
+        "true, and of one signed integral, which bounds no gradient",
+        off < 1e-4 and holds,
+    )
 
-
+# %% ../nbs/claims.ipynb #abebdfbd
 def small_gradient(margin: float = 10.0, omega: float = 1e7) -> dict:
     "Two classes, logit difference margin + sin(omega x)."
     ell = margin + torch.sin(torch.linspace(0, 2 * math.pi, 201, dtype=torch.float64))
     q = torch.sigmoid(ell)[:, None]
     left = (q * torch.nn.functional.softplus(-ell) + (1 - q) * torch.nn.functional.softplus(ell)).max().item()
-    slope = ((torch.sigmoid(ell) - q) * omega * (ell - margin).square().neg().add(1).clamp(min=0).sqrt()).abs().max().item()
-    return stated("bound.ipynb#eq-zero-gradient", f"logit {margin:g} + sin({omega:.0e} x): all pairs within {left:.0e}, gradient up to {slope:.0f}", "a small value at all points bounds no slope between them", slope < 1)
+    slope = (
+        ((torch.sigmoid(ell) - q) * omega * (ell - margin).square().neg().add(1).clamp(min=0).sqrt()).abs().max().item()
+    )
+    return stated(
+        "bound.ipynb#eq-zero-gradient",
+        f"logit {margin:g} + sin({omega:.0e} x): all pairs within {left:.0e}, gradient up to {slope:.0f}",
+        "a small value at all points bounds no slope between them",
+        slope < 1,
+    )
 
 # %% ../nbs/claims.ipynb #6b33f8f1
 def infinite_sharpness() -> dict:
     "Peak of the slope, and where it exceeds 1, for growing α."
     alphas = [1e3, 1e6, 1e9]
-    peaks = [soft_quantize_derivative(torch.tensor(.5, dtype=torch.float64), 1, a).item() for a in alphas]
+    peaks = [soft_quantize_derivative(torch.tensor(0.5, dtype=torch.float64), 1, a).item() for a in alphas]
     widths = [2 / a * math.log((1 + math.sqrt(1 - 4 / a)) / (1 - math.sqrt(1 - 4 / a))) for a in alphas]
-    ours = "; ".join(f"α = {a:.0e}: slope up to {p:.1e}, above 1 on {100 * w:.1g} % of the range" for a, p, w in zip(alphas, peaks, widths))
-    return stated("quantization.ipynb#eq-gradient-integral", ours, "higher and narrower; the area under it stays 1", peaks == sorted(peaks) and widths == sorted(widths, reverse=True))
+    ours = "; ".join(
+        f"α = {a:.0e}: slope up to {p:.1e}, above 1 on {100 * w:.1g} % of the range"
+        for a, p, w in zip(alphas, peaks, widths)
+    )
+    return stated(
+        "quantization.ipynb#eq-gradient-integral",
+        ours,
+        "higher and narrower; the area under it stays 1",
+        peaks == sorted(peaks) and widths == sorted(widths, reverse=True),
+    )
 
-
+# %% ../nbs/claims.ipynb #190f5001
 def binarization() -> dict:
     "K = 1, α infinite."
     x = torch.linspace(0, 1, 100_001, dtype=torch.float64)
-    same = (soft_quantize(x, 1, math.inf) == (x > .5)).double().mean().item()
-    return stated("quantization.ipynb#eq-hard-quantization", f"the same for {100 * same:g} % of {len(x):,} grey values", "the limit is a comparison with ½", same == 1)
+    same = (soft_quantize(x, 1, math.inf) == (x > 0.5)).double().mean().item()
+    return stated(
+        "quantization.ipynb#eq-hard-quantization",
+        f"the same for {100 * same:g} % of {len(x):,} grey values",
+        "the limit is a comparison with ½",
+        same == 1,
+    )
 
-
+# %% ../nbs/claims.ipynb #c9562f60
 def sharp_areas(n: int = 3, K: int = 2, cells: int = 61) -> dict:
     "Connected areas of a grid in n dimensions where the slope is sharp."
-    x = (np.arange(cells) + .5) / cells
+    x = (np.arange(cells) + 0.5) / cells
     near = np.abs(x[:, None] - thresholds(K).numpy()).min(1) < 1 / cells
     sharp = np.stack(np.meshgrid(*[near] * n, indexing="ij"))
     count = lambda where: ndimage.label(where)[1]
     areas, points, plateaus = count(sharp.any(0)), count(sharp.all(0)), count(~sharp.any(0))
     ours = f"n = {n}, K = {K}: {points} places where all pixels are sharp at once, but {n * K} slabs where one is, all connected, around {plateaus} plateaus"
-    return stated("bound.ipynb#eq-sharp-areas", ours, "Kⁿ counts the crossings of the slabs; the slope is large along all of nK slabs", areas == K**n and points == K**n)
+    return stated(
+        "bound.ipynb#eq-sharp-areas",
+        ours,
+        "Kⁿ counts the crossings of the slabs; the slope is large along all of nK slabs",
+        areas == K**n and points == K**n,
+    )
 
 # %% ../nbs/claims.ipynb #0b271d6c
 def plain_bpda() -> dict:
@@ -614,24 +851,47 @@ def plain_bpda() -> dict:
     model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)), torch.rand(20, 1, 4, 4, generator=g)
     with torch.no_grad():
         model[1].weight.copy_(torch.randn(3, 16, generator=g))
-    ends = [pgd(model, x, torch.arange(20) % 3, .1, 10, .02, setting=s).x_last for s in ("pgd", "bpda")]
-    return stated("attacks.ipynb#eq-pgd", f"iterates differ by {(ends[0] - ends[1]).abs().max().item():g}", "with nothing to replace, the two attacks are one", torch.equal(*ends))
+    ends = [pgd(model, x, torch.arange(20) % 3, 0.1, 10, 0.02, setting=s).x_last for s in ("pgd", "bpda")]
+    return stated(
+        "attacks.ipynb#eq-pgd",
+        f"iterates differ by {(ends[0] - ends[1]).abs().max().item():g}",
+        "with nothing to replace, the two attacks are one",
+        torch.equal(*ends),
+    )
 
-
+# %% ../nbs/claims.ipynb #4dde8b90
 def clarity() -> dict:
     "Distance of S(x) from x for the K and α of Figures 9 to 11."
     x, Ks = torch.linspace(0, 1, 100_001, dtype=torch.float64), [value_of(f"fig{i}-K") for i in (9, 10, 11)]
-    gaps = {a: [(soft_quantize(x, K, a) - x).abs().mean().item() for K in Ks] for a in (value_of(f"fig{i}-alpha") for i in (5, 6, 7))}
-    ours = "mean |S(x) − x| for K = " + ", ".join(map(str, Ks)) + ": " + "; ".join(", ".join(f"{g:.3f}" for g in some) + f" (α = {a:,})" for a, some in gaps.items())
-    return stated("quantization.ipynb#eq-soft-quantization", ours, "the distance falls like 1/K", all(some == sorted(some, reverse=True) for some in gaps.values()))
+    gaps = {
+        a: [(soft_quantize(x, K, a) - x).abs().mean().item() for K in Ks]
+        for a in (value_of(f"fig{i}-alpha") for i in (5, 6, 7))
+    }
+    ours = (
+        "mean |S(x) − x| for K = "
+        + ", ".join(map(str, Ks))
+        + ": "
+        + "; ".join(", ".join(f"{g:.3f}" for g in some) + f" (α = {a:,})" for a, some in gaps.items())
+    )
+    return stated(
+        "quantization.ipynb#eq-soft-quantization",
+        ours,
+        "the distance falls like 1/K",
+        all(some == sorted(some, reverse=True) for some in gaps.values()),
+    )
 
-
+# %% ../nbs/claims.ipynb #0901a245
 def estimate() -> dict:
     "The days of PGD training on ImageNet, from the numbers the paper gives."
     batch, iterations = value_of("cifar-secret-batches")
     samples = batch * iterations * value_of("imagenet-pgd-defense-factor")
     days = samples / value_of("imagenet-n") * value_of("imagenet-time-pgd10") / 24
-    return stated("", f"{samples:,} samples at the printed time for {value_of('imagenet-n'):,}: {days:,.0f} days", "arithmetic on the paper's own numbers, met to rounding; nothing was run", abs(days / value_of("imagenet-time-pgd-defense") - 1) <= TOLERANCE)
+    return stated(
+        "",
+        f"{samples:,} samples at the printed time for {value_of('imagenet-n'):,}: {days:,.0f} days",
+        "arithmetic on the paper's own numbers, met to rounding; nothing was run",
+        abs(days / value_of("imagenet-time-pgd-defense") - 1) <= TOLERANCE,
+    )
 
 # %% ../nbs/claims.ipynb #f790b1ea
 def two_sided(
@@ -640,9 +900,12 @@ def two_sided(
     "Rule 7, for a statement of several parts."
     supported, opposed = (sum(side) for side in zip(*parts))
     verdict = REPRODUCED if supported == len(parts) else NOT_REPRODUCED if opposed and opposed >= supported else IN_PART
-    return verdict, f"of {len(parts)} parts {supported} are supported, {opposed} opposed, {len(parts) - supported - opposed} open"
+    return (
+        verdict,
+        f"of {len(parts)} parts {supported} are supported, {opposed} opposed, {len(parts) - supported - opposed} open",
+    )
 
-
+# %% ../nbs/claims.ipynb #6e5db160
 def study_record(
     find,  # item → record or None
 ) -> tuple[dict | None, str]:  # the record of a grid that can be taken apart, or None and why there is none
@@ -653,7 +916,7 @@ def study_record(
     except ValueError as e:
         return None, str(e)
 
-
+# %% ../nbs/claims.ipynb #a523d416
 def interval(samples) -> dict:
     "The first value, and the 95 % interval of the others."
     low, high = np.percentile(samples[1:], (2.5, 97.5))
@@ -671,12 +934,17 @@ def rule_levels(
     rows = plots.effects_rows(record)
     row, (winner, *_) = {(r["response"], r["loss"], r["effect"]): r for r in rows}, plots.compared(rows)
     clean, robust = row["clean", "ce", "K"], [row["largest", loss, "K"] for loss in ("ce", "cw")]
-    verdict, why = two_sided([(winner == "K", winner == "alpha"), (clean["change_low"] > 0, clean["change_high"] < 0),
-                              (all(r["change_high"] < 0 for r in robust), all(r["change_low"] > 0 for r in robust))])
+    verdict, why = two_sided(
+        [
+            (winner == "K", winner == "alpha"),
+            (clean["change_low"] > 0, clean["change_high"] < 0),
+            (all(r["change_high"] < 0 for r in robust), all(r["change_low"] > 0 for r in robust)),
+        ]
+    )
     ours = f"at the largest ε, {plots.LOSS_LABELS['ce']}: size of K {robust[0]['size']:.1f} points, of α {row['largest', 'ce', 'alpha']['size']:.1f}; least to most K: {robust[0]['change']:+.1f}, clean {clean['change']:+.1f}"
     return {"verdict": verdict, "ours": ours, "why": why, "record": record}
 
-
+# %% ../nbs/claims.ipynb #23c7adc7
 def rule_sharpness(
     claim: dict,  # of `records.paper`; its test names the two α
     find,  # item → record or None
@@ -688,7 +956,12 @@ def rule_sharpness(
         _, alphas, A = plots.grid_accuracies(record, loss, "largest")
         if {claim["test"]["of"], claim["test"]["than"]} <= set(alphas):
             b = plots.two_way(A)[1]
-            points.append({**interval(b[:, alphas.index(claim["test"]["of"])] - b[:, alphas.index(claim["test"]["than"])]), "name": plots.LOSS_LABELS[loss]})
+            points.append(
+                {
+                    **interval(b[:, alphas.index(claim["test"]["of"])] - b[:, alphas.index(claim["test"]["than"])]),
+                    "name": plots.LOSS_LABELS[loss],
+                }
+            )
     if not points:
         return untested(why or "the grid has not both of these α", record=record)
     verdict, why = two_sided([(p["high"] < 0 and p["value"] >= -NEAR, p["low"] > 0) for p in points])
@@ -708,7 +981,7 @@ def rule_good_layer(
     if claim["test"]["K"] not in Ks or claim["test"]["alpha"] not in alphas:
         return untested("the grid has no such cell", record=record)
     i, j = Ks.index(claim["test"]["K"]), alphas.index(claim["test"]["alpha"])
-    above = lambda A: np.percentile((A - A[:, i:i + 1, j:j + 1])[1:], 2.5, axis=0) > 0
+    above = lambda A: np.percentile((A - A[:, i : i + 1, j : j + 1])[1:], 2.5, axis=0) > 0
     dominated, behind = above(clean) & above(attacked), above(clean + attacked)
     mean = (clean + attacked)[0] / 2
     rank, close = 1 + int((mean > mean[i, j]).sum()), mean.max() - mean[i, j] <= TOLERANCE
@@ -717,10 +990,41 @@ def rule_good_layer(
     return {"verdict": verdict, "ours": ours, "why": why, "record": record}
 
 # %% ../nbs/claims.ipynb #14cd60ef
-MATHEMATICS = {f.__name__: f for f in (differentiable, hard_limit, other_ranges, increments, hoelder, derivative, nearly_zero, l1_norm, two_samples, path_integral, small_gradient,
-                                       infinite_sharpness, binarization, sharp_areas, plain_bpda, clarity, estimate)}
-RULES = {"accuracy": rule_accuracy, "difference": rule_difference, "order": rule_order, "time": rule_time, "ratio": rule_ratio, "pixels": rule_pixels,
-         "fill": rule_fill, "smaller_gradients": rule_smaller_gradients, "levels": rule_levels, "sharpness": rule_sharpness, "good_layer": rule_good_layer}
+MATHEMATICS = {
+    f.__name__: f
+    for f in (
+        differentiable,
+        hard_limit,
+        other_ranges,
+        increments,
+        hoelder,
+        derivative,
+        nearly_zero,
+        l1_norm,
+        two_samples,
+        path_integral,
+        small_gradient,
+        infinite_sharpness,
+        binarization,
+        sharp_areas,
+        plain_bpda,
+        clarity,
+        estimate,
+    )
+}
+RULES = {
+    "accuracy": rule_accuracy,
+    "difference": rule_difference,
+    "order": rule_order,
+    "time": rule_time,
+    "ratio": rule_ratio,
+    "pixels": rule_pixels,
+    "fill": rule_fill,
+    "smaller_gradients": rule_smaller_gradients,
+    "levels": rule_levels,
+    "sharpness": rule_sharpness,
+    "good_layer": rule_good_layer,
+}
 
 
 def rule_of(
@@ -733,7 +1037,7 @@ def rule_of(
         return "accuracy"
     return "time" if claim.get("metric") in ("training time", "attack time") else "none"
 
-
+# %% ../nbs/claims.ipynb #4b6d76e8
 def judge(
     claim: dict,  # of `records.paper`
     find,  # item → record or None
@@ -743,8 +1047,14 @@ def judge(
     if rule in MATHEMATICS:
         return MATHEMATICS[rule]()
     if rule not in (*RULES, "none"):
-        raise ValueError(f"claim {claim['id']} asks for the rule {rule!r}; there are {', '.join([*RULES, *MATHEMATICS, 'none'])}")
-    return RULES[rule](claim, find) if rule in RULES else untested(claim.get("test", {}).get("because", "no record decides it yet"))
+        raise ValueError(
+            f"claim {claim['id']} asks for the rule {rule!r}; there are {', '.join([*RULES, *MATHEMATICS, 'none'])}"
+        )
+    return (
+        RULES[rule](claim, find)
+        if rule in RULES
+        else untested(claim.get("test", {}).get("because", "no record decides it yet"))
+    )
 
 # %% ../nbs/claims.ipynb #8f48456d
 def as_text(
@@ -756,7 +1066,7 @@ def as_text(
         return between.join(as_text(v) for v in value)
     return f"{int(value):,}" if float(value).is_integer() else f"{value:.5g}"
 
-
+# %% ../nbs/claims.ipynb #494e3a59
 def printed_text(
     claim: dict,  # of `records.paper`
 ) -> str:  # for example '98.49 %' or 'about 5 minutes'; empty where the claim is in words
@@ -766,15 +1076,28 @@ def printed_text(
     unit, relation = claim.get("unit", ""), claim.get("relation", "")
     if unit in ("rank", "eps in [0, 1]"):
         return f"rank {claim['value']}" if unit == "rank" else f"ε < {claim['value']}"
-    words = [relation] if relation in ("about", "over", "only", "less than", "more than", "at least", "at most", "several", "a few") else []
-    return " ".join([*words, as_text(claim["value"], " × " if "×" in unit else ", "), {"percentage points": "points"}.get(unit, unit)])
+    words = (
+        [relation]
+        if relation in ("about", "over", "only", "less than", "more than", "at least", "at most", "several", "a few")
+        else []
+    )
+    return " ".join(
+        [
+            *words,
+            as_text(claim["value"], " × " if "×" in unit else ", "),
+            {"percentage points": "points"}.get(unit, unit),
+        ]
+    )
 
-
+# %% ../nbs/claims.ipynb #618d3e75
 def subject(
     claim: dict,  # of `records.paper`
 ) -> str:  # for example 'ImageNet, Natural: clean top-1 accuracy'
     "What a claim is about."
-    dataset, model = {"mnist": "MNIST", "cifar10": "CIFAR-10", "imagenet": "ImageNet"}.get(claim.get("dataset")), plots.LABELS.get(claim.get("model"))
+    dataset, model = (
+        {"mnist": "MNIST", "cifar10": "CIFAR-10", "imagenet": "ImageNet"}.get(claim.get("dataset")),
+        plots.LABELS.get(claim.get("model")),
+    )
     head = ", ".join(p for p in (dataset, model) if p and p not in claim["what"])
     return f"{head}: {claim['what']}" if head else claim["what"]
 
@@ -790,9 +1113,22 @@ def claims_rows(
         r = judge(claim, find)
         record = r["record"] or {}
         data = record.get("data") or {}
-        rows.append({"id": claim["id"], "page": claim["page"], "place": claim["place"].split(" (also")[0], "says": subject(claim), "printed": printed_text(claim), "ours": r["ours"],
-                     "verdict": r["verdict"], "scale": record.get("scale", ""), "n": data.get("n", ""), "data": data.get("title", ""), "why": r["why"],
-                     "cell": r.get("cell", CELLS.get(record.get("item"), ""))})
+        rows.append(
+            {
+                "id": claim["id"],
+                "page": claim["page"],
+                "place": claim["place"].split(" (also")[0],
+                "says": subject(claim),
+                "printed": printed_text(claim),
+                "ours": r["ours"],
+                "verdict": r["verdict"],
+                "scale": record.get("scale", ""),
+                "n": data.get("n", ""),
+                "data": data.get("title", ""),
+                "why": r["why"],
+                "cell": r.get("cell", CELLS.get(record.get("item"), "")),
+            }
+        )
     return rows
 
 # %% ../nbs/claims.ipynb #10184ef6
@@ -806,8 +1142,23 @@ def claims_table(
         where = " ".join(v for v in (r["scale"] and f"scale {r['scale']}", r["n"] and f"n = {r['n']:,}") if v)
         ours = "–" if not r["ours"] else f"[{r['ours']}]({base}{r['cell']})" if r["cell"] else r["ours"]
         verdict = f"{r['verdict']}" if r["verdict"] == UNTESTED else f"**{r['verdict']}**"
-        cells.append({**r, "place": f"p. {r['page']}, {r['place']}", "ours": ours, "verdict": verdict + (f" ({where})" if where else ""), "printed": r["printed"] or None})
-    columns = {"place": "where", "says": "what the paper says", "printed": "printed", "ours": "here", "verdict": "verdict", "why": "why"}
+        cells.append(
+            {
+                **r,
+                "place": f"p. {r['page']}, {r['place']}",
+                "ours": ours,
+                "verdict": verdict + (f" ({where})" if where else ""),
+                "printed": r["printed"] or None,
+            }
+        )
+    columns = {
+        "place": "where",
+        "says": "what the paper says",
+        "printed": "printed",
+        "ours": "here",
+        "verdict": "verdict",
+        "why": "why",
+    }
     counts = ", ".join(f"{sum(r['verdict'] == v for r in rows)} {v}" for v in VERDICTS)
     return f"{len(rows)} claims: {counts}.\n\n{plots.table_markdown(cells, columns)}"
 
@@ -826,10 +1177,15 @@ def used_value(
     if record is None or "training" not in record:
         return None, record
     spec = record["training"].get("nsq", {}).get("spec", {})
-    known = {**{k: spec.get(k) for k in ("K", "alpha", "noise", "iterations")}, "batch": spec.get("batch_size"), "steps": record["attack"]["steps"], "n": record["data"]["n"]}
+    known = {
+        **{k: spec.get(k) for k in ("K", "alpha", "noise", "iterations")},
+        "batch": spec.get("batch_size"),
+        "steps": record["attack"]["steps"],
+        "n": record["data"]["n"],
+    }
     return known.get(metric), record
 
-
+# %% ../nbs/claims.ipynb #e3db0c71
 def settings_rows(
     scale: str | None = None,  # as in `claims_rows`
 ) -> list[dict]:  # id, place, setting, printed, used, same, why
@@ -837,11 +1193,35 @@ def settings_rows(
     find, rows = partial(best_record, scale=scale or present_scale()), []
     for claim in records.paper(kind="setting"):
         used, record = used_value(claim, find)
-        same = None if used is None else bool(np.allclose(used, claim["value"])) if np.shape(used) == np.shape(claim["value"]) else False
-        why = "there is no record yet" if record is None else "the record does not have it" if used is None else "" if same else \
-            f"the scale {record['scale']} is a reduced one" if record["scale"] != "paper" else "another choice of this run"
-        rows.append({"id": claim["id"], "place": f"p. {claim['page']}, {claim['place']}", "setting": f"{subject(claim)} ({claim['metric']})", "printed": as_text(claim["value"]),
-                     "used": "" if used is None else as_text(used), "same": {None: "", True: "same", False: "different"}[same], "why": why})
+        same = (
+            None
+            if used is None
+            else bool(np.allclose(used, claim["value"]))
+            if np.shape(used) == np.shape(claim["value"])
+            else False
+        )
+        why = (
+            "there is no record yet"
+            if record is None
+            else "the record does not have it"
+            if used is None
+            else ""
+            if same
+            else f"the scale {record['scale']} is a reduced one"
+            if record["scale"] != "paper"
+            else "another choice of this run"
+        )
+        rows.append(
+            {
+                "id": claim["id"],
+                "place": f"p. {claim['page']}, {claim['place']}",
+                "setting": f"{subject(claim)} ({claim['metric']})",
+                "printed": as_text(claim["value"]),
+                "used": "" if used is None else as_text(used),
+                "same": {None: "", True: "same", False: "different"}[same],
+                "why": why,
+            }
+        )
     return rows
 
 # %% ../nbs/claims.ipynb #57207b5c
@@ -851,7 +1231,15 @@ def settings_table(
     "The settings as a page shows them."
     known = [r for r in rows if r["used"]]
     below = f"{len(rows) - len(known)} of {len(rows)} settings belong to experiments that have no record yet."
-    return (plots.table_markdown(known, {"place": "where", "setting": "setting", "printed": "printed", "used": "used", "same": "", "why": "why"}) + "\n\n" if known else "") + below
+    return (
+        plots.table_markdown(
+            known,
+            {"place": "where", "setting": "setting", "printed": "printed", "used": "used", "same": "", "why": "why"},
+        )
+        + "\n\n"
+        if known
+        else ""
+    ) + below
 
 # %% ../nbs/claims.ipynb #9833c1f0
 def claims_item(
@@ -862,7 +1250,7 @@ def claims_item(
     text = f"{claims_table(rows, '../../nbs/')}\n\n## The protocol, as used\n\n{settings_table(settings)}"
     return text, rows, {"settings": settings, "verdicts": {v: sum(r["verdict"] == v for r in rows) for v in VERDICTS}}
 
-
+# %% ../nbs/claims.ipynb #9a7e5de5
 def save(
     scale: str | None = None,  # None: every scale that has records
 ) -> list[Path]:  # the files
@@ -882,19 +1270,28 @@ def check_series(
         bits = np.stack([records.unpack(o, s["n"]) for o in s["outcomes"]])
         kept[(*cell, s["accounting"])] = bits
         there = record.get("data", {}).get("n", s["n"])
-        if s["n"] > there or (s["n"] < there and s["accounting"] != "certified"):  # proofs may be of the first images only
+        if s["n"] > there or (
+            s["n"] < there and s["accounting"] != "certified"
+        ):  # proofs may be of the first images only
             problems.append(f"{name}: n = {s['n']}, but the data are {record['data']['n']} images")
         for i, e in enumerate(s["eps"]):
             k = int(bits[i].sum())
             low, high = wilson(k, s["n"])
-            for what, value, counted in (("correct", s["correct"][i], k), ("accuracy", s["accuracy"][i], k / s["n"]), ("low", s["low"][i], low), ("high", s["high"][i], high)):
+            for what, value, counted in (
+                ("correct", s["correct"][i], k),
+                ("accuracy", s["accuracy"][i], k / s["n"]),
+                ("low", s["low"][i], low),
+                ("high", s["high"][i], high),
+            ):
                 if abs(value - counted) > 1e-9:
                     problems.append(f"{name}, ε = {e:g}: {what} is {value:g}, the outcomes say {counted:g}")
         if s["accounting"] == "worst" and (bits[1:] & ~bits[:-1]).any():
             problems.append(f"{name}: an image lost at a radius is not lost at a larger one")
     for key, bits in kept.items():
         if key[-1] == "worst" and (last := kept.get((*key[:-1], "last"))) is not None and (bits & ~last).any():
-            problems.append(f"{' '.join(str(v) for v in key if v is not None)}: an image counts that the last iterate lost")
+            problems.append(
+                f"{' '.join(str(v) for v in key if v is not None)}: an image counts that the last iterate lost"
+            )
     return problems
 
 # %% ../nbs/claims.ipynb #c8f7f0ac
@@ -903,7 +1300,7 @@ def same_picture(a: bytes, b: bytes) -> bool:
     x, y = (plots.plt.imread(io.BytesIO(f)) for f in (a, b))
     return x.shape == y.shape and bool((x == y).all())
 
-
+# %% ../nbs/claims.ipynb #fbc2b33b
 def same_drawing(a: bytes, b: bytes) -> bool:
     "Whether two svg files are the same; pictures inside may be compressed differently, as long as their pixels are the same."
     if a == b:
@@ -913,20 +1310,26 @@ def same_drawing(a: bytes, b: bytes) -> bool:
     pictures = [[base64.b64decode(p) for p in picture.findall(f)] for f in (a, b)]
     return without[0] == without[1] and len(pictures[0]) == len(pictures[1]) and all(map(same_picture, *pictures))
 
-
+# %% ../nbs/claims.ipynb #2225e1ab
 def check_figure(
     path: Path,  # its record
     record: dict,  # the same, loaded
 ) -> tuple[list[str], str]:  # what does not match; what was done
     "Draw a figure again and compare."
-    drawn, here = record.get("drawn_with") or (record.get("provenance") or {}).get("versions") or {}, plots.mpl.__version__
+    drawn, here = (
+        record.get("drawn_with") or (record.get("provenance") or {}).get("versions") or {},
+        plots.mpl.__version__,
+    )
     if missing := [kind for kind in ("svg", "png") if not path.with_suffix(f".{kind}").exists()]:
         return [f"{path.with_suffix('.' + kind).name} is missing" for kind in missing], ""
     if drawn.get("matplotlib", here) != here:
         return [], f"drawn with matplotlib {drawn['matplotlib']}, here is {here}: numbers only"
     fig = plots.draw(path.stem, record)
     svg, png = (path.with_suffix(f".{kind}").read_bytes() for kind in ("svg", "png"))
-    same = {"svg": same_drawing(svg, records.render(fig, path.stem, "svg")), "png": same_picture(png, records.render(fig, path.stem, "png"))}
+    same = {
+        "svg": same_drawing(svg, records.render(fig, path.stem, "svg")),
+        "png": same_picture(png, records.render(fig, path.stem, "png")),
+    }
     return [f"{path.stem}.{kind} is not what its record draws" for kind, good in same.items() if not good], "redrawn"
 
 # %% ../nbs/claims.ipynb #4e4c066f
@@ -945,8 +1348,11 @@ def check_table(
         (text, rows), more = TABLES[path.stem](source), {}
     with open(path.with_suffix(".csv"), newline="") as f:
         lines = list(csv.DictReader(f))
-    same = {"md": path.with_suffix(".md").read_text() == text + "\n", "csv": lines == [{k: "" if v is None else str(v) for k, v in r.items()} for r in rows],
-            "json": record["rows"] == rows and all(record.get(k) == v for k, v in more.items())}
+    same = {
+        "md": path.with_suffix(".md").read_text() == text + "\n",
+        "csv": lines == [{k: "" if v is None else str(v) for k, v in r.items()} for r in rows],
+        "json": record["rows"] == rows and all(record.get(k) == v for k, v in more.items()),
+    }
     return [f"{path.stem}.{kind} is not what its record says" for kind, good in same.items() if not good], "made again"
 
 # %% ../nbs/claims.ipynb #d1a85b98
@@ -959,10 +1365,19 @@ def check_file(
         record = records.load_json(path)
         if record.get("digest") != records.digest(record):
             problems.append("the record does not have its digest: something in it was changed")
-        if (record.get("item"), record.get("scale")) != (path.stem, path.relative_to(records.home() / "figures").parts[0]):
+        if (record.get("item"), record.get("scale")) != (
+            path.stem,
+            path.relative_to(records.home() / "figures").parts[0],
+        ):
             problems.append(f"the record is of {record.get('item')}, scale {record.get('scale')}")
         problems += check_series(record)
-        check = check_figure if path.stem in plots.FIGURES else check_table if path.stem in (*TABLES, "claims") else lambda *_: ([], "no drawing is known: numbers only")
+        check = (
+            check_figure
+            if path.stem in plots.FIGURES
+            else check_table
+            if path.stem in (*TABLES, "claims")
+            else lambda *_: ([], "no drawing is known: numbers only")
+        )
         if not problems:
             problems, said = check(path, record)
     except (KeyError, IndexError, TypeError, ValueError, OSError) as e:
@@ -976,7 +1391,14 @@ def verify(
 ) -> list[dict]:  # for each file: file, problems (empty: it is what its record says), said (what was done)
     "Check every record under figures/ and every file made from one. Raises ValueError for an unknown scale."
     folders = [records.figure_dir(s) for s in ([scales_for(scale)[0]] if scale else ["cpu", "paper"])]
-    found = [p for folder in folders for p in sorted(folder.glob("**/*"), key=lambda p: (p.stem == "claims", str(p))) if p.is_file() and not p.name.startswith(".")]
+    found = [
+        p
+        for folder in folders
+        for p in sorted(folder.glob("**/*"), key=lambda p: (p.stem == "claims", str(p)))
+        if p.is_file() and not p.name.startswith(".")
+    ]
     results = [check_file(p) for p in found if p.suffix == ".json"]
     orphans = [p for p in found if p.suffix != ".json" and not p.with_suffix(".json").exists()]
-    return results + [{"file": p.relative_to(records.home()).as_posix(), "problems": ["has no record"], "said": ""} for p in orphans]
+    return results + [
+        {"file": p.relative_to(records.home()).as_posix(), "problems": ["has no record"], "said": ""} for p in orphans
+    ]

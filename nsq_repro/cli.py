@@ -19,14 +19,21 @@ from pathlib import Path
 from . import records
 
 # %% ../nbs/cli.ipynb #7dfa8491
-EXPERIMENTS = ("mnist", "cifar", "parameter_study", "adaptive", "variants")  # run notebooks: nbs/NAME.ipynb, and module nsq_repro.NAME with a function `run`
+EXPERIMENTS = (
+    "mnist",
+    "cifar",
+    "parameter_study",
+    "adaptive",
+    "variants",
+)  # run notebooks: nbs/NAME.ipynb, and module nsq_repro.NAME with a function `run`
 SCALES = ("auto", "smoke", "cpu", "paper")
 
 # %% ../nbs/cli.ipynb #705627f1
 def parser() -> argparse.ArgumentParser:
     "The command's arguments and help."
     p = argparse.ArgumentParser(
-        prog="nsq-repro", formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="nsq-repro",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Reproduce the experiments of 'Is PGD-Adversarial Training Necessary?' (soft-quantization networks).",
         epilog="""examples:
   nsq-repro run mnist --scale smoke            Figures 1, 2, 3 and 8 in minutes, on digits that need no download
@@ -43,19 +50,43 @@ def parser() -> argparse.ArgumentParser:
   nsq-repro verify                             is every committed figure and table what its record says? and every claim's verdict
 
 scales: smoke = images that come with scikit-learn, minutes; cpu = real data, fewer iterations and images; paper = the paper's protocol.
-Runs are kept under runs/ by the hash of their spec: what is done is not done again, what was killed goes on where it was.""")
+Runs are kept under runs/ by the hash of their spec: what is done is not done again, what was killed goes on where it was.""",
+    )
     sub = p.add_subparsers(dest="command", required=True, metavar="run|list|verify")
     run = sub.add_parser("run", help="run an experiment: train and attack what is missing, draw its figures")
     run.add_argument("name", choices=EXPERIMENTS, help="the experiment (a notebook in nbs/)")
     run.add_argument("--scale", choices=SCALES, default="auto", help="auto = paper where CUDA is present, else cpu")
-    run.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter of the notebook; may be given several times")
-    run.add_argument("--plain", action="store_true", help="train and attack only, without papermill and plots (for a bare GPU machine)")
-    run.add_argument("--list", action="store_true", help="run nothing, print a papermill command for each part that is missing (parameter_study)")
-    run.add_argument("--keep-outputs", action="store_true", help="also put the outputs of the run into nbs/NAME.ipynb, for the site")
+    run.add_argument(
+        "-p",
+        dest="parameters",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter of the notebook; may be given several times",
+    )
+    run.add_argument(
+        "--plain",
+        action="store_true",
+        help="train and attack only, without papermill and plots (for a bare GPU machine)",
+    )
+    run.add_argument(
+        "--list",
+        action="store_true",
+        help="run nothing, print a papermill command for each part that is missing (parameter_study)",
+    )
+    run.add_argument(
+        "--keep-outputs", action="store_true", help="also put the outputs of the run into nbs/NAME.ipynb, for the site"
+    )
     listing = sub.add_parser("list", help="what there is: figures by scale, and runs, finished or not")
     listing.add_argument("--json", action="store_true", help="as JSON")
-    check = sub.add_parser("verify", help="make figures, tables and verdicts again from their records and compare; exit status 1 where one does not match")
-    check.add_argument("--scale", choices=SCALES[1:], help="only this scale (default: cpu and paper, the ones that are kept)")
+    check = sub.add_parser(
+        "verify",
+        help="make figures, tables and verdicts again from their records and compare; exit status 1 where one does not match",
+    )
+    check.add_argument(
+        "--scale", choices=SCALES[1:], help="only this scale (default: cpu and paper, the ones that are kept)"
+    )
     return p
 
 # %% ../nbs/cli.ipynb #427fb3bf
@@ -76,6 +107,7 @@ def typed(
 def run_notebook(name, parameters, keep_outputs=False) -> Path:
     "Execute a copy of a run notebook with papermill; its text goes to the terminal as it comes. Returns the copy's path."
     import papermill
+
     if not records.repository():
         raise SystemExit("the notebooks are not here. Run from a checkout of the repository, or use --plain")
     source = records.repository() / "nbs" / f"{name}.ipynb"
@@ -86,9 +118,19 @@ def run_notebook(name, parameters, keep_outputs=False) -> Path:
     target = records.home() / "runs" / f"{label}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(str(source), str(target), parameters, kernel_name="python3", progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr)
+        papermill.execute_notebook(
+            str(source),
+            str(target),
+            parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+        )
     except papermill.PapermillExecutionError as e:
-        raise SystemExit(f"\n{e.ename}: {e.evalue}\n(cell {e.exec_count} of {target}; what was finished is kept, run the same command again to go on)") from None
+        raise SystemExit(
+            f"\n{e.ename}: {e.evalue}\n(cell {e.exec_count} of {target}; what was finished is kept, run the same command again to go on)"
+        ) from None
     if keep_outputs:
         keep(target, source)
     return target
@@ -109,7 +151,14 @@ def keep(
                 if "execution_count" in o:
                     o["execution_count"] = None
                 o["metadata"] = {} if "metadata" in o else o.get("metadata", {})
-            cell["outputs"] = [{k: v for k, v in o.items() if k != "metadata" or o["output_type"] in ("display_data", "execute_result")} for o in found]
+            cell["outputs"] = [
+                {
+                    k: v
+                    for k, v in o.items()
+                    if k != "metadata" or o["output_type"] in ("display_data", "execute_result")
+                }
+                for o in found
+            ]
     records.atomic_write(source, json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 # %% ../nbs/cli.ipynb #084a6853
@@ -149,9 +198,19 @@ def figures() -> list[dict]:
     for path in sorted((records.home() / "figures").glob("**/*.json")):
         r = records.load_json(path)
         data, made = r.get("data") or {}, (r.get("provenance") or {}).get("finished")
-        found.append({"item": path.stem, "scale": r.get("scale", "?"), "variant": "/".join(path.relative_to(records.home() / "figures").parts[1:-1]) or "–",
-                      "data": data.get("title", "–"), "n": data.get("n", "–"), "age": age(made) if made else "?",
-                      "file": os.path.relpath(next((p for p in (path.with_suffix(".svg"), path.with_suffix(".md")) if p.exists()), path))})
+        found.append(
+            {
+                "item": path.stem,
+                "scale": r.get("scale", "?"),
+                "variant": "/".join(path.relative_to(records.home() / "figures").parts[1:-1]) or "–",
+                "data": data.get("title", "–"),
+                "n": data.get("n", "–"),
+                "age": age(made) if made else "?",
+                "file": os.path.relpath(
+                    next((p for p in (path.with_suffix(".svg"), path.with_suffix(".md")) if p.exists()), path)
+                ),
+            }
+        )
     return found
 
 # %% ../nbs/cli.ipynb #7d4cb0bd
@@ -162,8 +221,15 @@ def runs() -> list[dict]:
         kind, r = folder.name.rsplit("-", 1)[0], folder / "record.json"
         record = records.load_json(r) if r.exists() else {}
         spec = record.get("spec") or record.get("attack") or {}
-        found.append({"kind": kind, "run": folder.name, "model": record.get("model") or spec.get("model", "–"), "data": (record.get("data") or {}).get("title", "–"),
-                      "state": f"done, {record['seconds']:.0f} s" if "seconds" in record else "unfinished"})
+        found.append(
+            {
+                "kind": kind,
+                "run": folder.name,
+                "model": record.get("model") or spec.get("model", "–"),
+                "data": (record.get("data") or {}).get("title", "–"),
+                "state": f"done, {record['seconds']:.0f} s" if "seconds" in record else "unfinished",
+            }
+        )
     return found
 
 # %% ../nbs/cli.ipynb #f3a6a772
@@ -180,7 +246,11 @@ def list_(args) -> None:
         print(json.dumps({"figures": figures(), "runs": runs()}, indent=1))
         return
     f, r = figures(), runs()
-    print(table(f, ["item", "scale", "variant", "data", "n", "age", "file"]) if f else "no figures yet: nsq-repro run mnist --scale smoke makes the first ones")
+    print(
+        table(f, ["item", "scale", "variant", "data", "n", "age", "file"])
+        if f
+        else "no figures yet: nsq-repro run mnist --scale smoke makes the first ones"
+    )
     print()
     print(table(r, ["kind", "model", "data", "state", "run"]) if r else "no runs under runs/")
 
@@ -188,15 +258,28 @@ def list_(args) -> None:
 def verify(args) -> int:
     "The command `verify`; returns the exit status."
     from nsq_repro import claims
+
     results = claims.verify(args.scale)
     for r in results:
         print(f"{'MISMATCH' if r['problems'] else 'ok':8s}  {r['file']}  ({r['said'] or 'not made again'})")
     kept = [s for s in ("paper", "cpu") if any(records.figure_dir(s).glob("*.json"))]
     scale = args.scale or next(iter(kept), None) or claims.present_scale()
-    rows = [{k: textwrap.shorten(str(v), 60, placeholder=" …") for k, v in {**r, "paper": f"p. {r['page']}: {r['says']}", "here": r["ours"]}.items()} for r in claims.claims_rows(scale)]
-    print(f"\nclaims, {f'scale {scale}' if scale else 'no records yet'}\n\n{table(rows, ['verdict', 'paper', 'printed', 'here'])}\n")
+    rows = [
+        {
+            k: textwrap.shorten(str(v), 60, placeholder=" …")
+            for k, v in {**r, "paper": f"p. {r['page']}: {r['says']}", "here": r["ours"]}.items()
+        }
+        for r in claims.claims_rows(scale)
+    ]
+    print(
+        f"\nclaims, {f'scale {scale}' if scale else 'no records yet'}\n\n{table(rows, ['verdict', 'paper', 'printed', 'here'])}\n"
+    )
     wrong = [f"{r['file']}: {p}" for r in results for p in r["problems"]]
-    print(f"verified {len(results)} files" if not wrong else "\n".join([f"{len(wrong)} mismatches in {len(results)} files:", *wrong]))
+    print(
+        f"verified {len(results)} files"
+        if not wrong
+        else "\n".join([f"{len(wrong)} mismatches in {len(results)} files:", *wrong])
+    )
     return 1 if wrong else 0
 
 # %% ../nbs/cli.ipynb #910b90c1

@@ -38,6 +38,7 @@ def fingerprint(
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     "Images and labels of one split. Raises ValueError if shapes, types or labels do not fit together."
+
     x: Tensor  # (N, C, H, W) uint8 images, 0 to 255
     y: Tensor  # (N,) int64 labels, indices into `classes`
     name: str  # what `load` was asked for, for example 'mnist'
@@ -52,7 +53,9 @@ class Dataset:
         if self.y.dtype != torch.int64 or self.y.shape != self.x.shape[:1]:
             raise ValueError(f"y must be int64 labels ({len(self.x)},), not {self.y.dtype} {tuple(self.y.shape)}")
         if len(self.y) and not 0 <= int(self.y.min()) <= int(self.y.max()) < len(self.classes):
-            raise ValueError(f"labels must be 0 to {len(self.classes) - 1}, not {int(self.y.min())} to {int(self.y.max())}")
+            raise ValueError(
+                f"labels must be 0 to {len(self.classes) - 1}, not {int(self.y.min())} to {int(self.y.max())}"
+            )
         object.__setattr__(self, "fingerprint", fingerprint(self.x, self.y))
 
     def __len__(self):
@@ -60,7 +63,13 @@ class Dataset:
 
     def describe(self) -> dict:
         "What records say of the data."
-        return {"name": self.name, "title": self.title, "split": self.split, "fingerprint": self.fingerprint, "n": len(self)}
+        return {
+            "name": self.name,
+            "title": self.title,
+            "split": self.split,
+            "fingerprint": self.fingerprint,
+            "n": len(self),
+        }
 
     def __repr__(self):
         n, *shape = self.x.shape
@@ -127,11 +136,21 @@ def _patches(area, split, n):
 # %% ../nbs/data.ipynb #bb0661e5
 def _load_photos(split, root, download):
     from sklearn.datasets import load_sample_images
+
     photos, n = load_sample_images().images, 125 if split == "test" else 375
-    x = np.concatenate([_patches(photos[i][top:bottom, left:right], split, n) for i, top, bottom, left, right in PHOTO_AREAS.values()])
+    x = np.concatenate(
+        [_patches(photos[i][top:bottom, left:right], split, n) for i, top, bottom, left, right in PHOTO_AREAS.values()]
+    )
     order = np.random.RandomState(0).permutation(len(x))
     y = torch.arange(4).repeat_interleave(n)[order]
-    return Dataset(torch.from_numpy(x[order]), y, "photos", "32×32 patches of scikit-learn's two photographs", split, tuple(PHOTO_AREAS))
+    return Dataset(
+        torch.from_numpy(x[order]),
+        y,
+        "photos",
+        "32×32 patches of scikit-learn's two photographs",
+        split,
+        tuple(PHOTO_AREAS),
+    )
 
 # %% ../nbs/data.ipynb #cf9db8f1
 def data_root(
@@ -168,7 +187,9 @@ def _check_idx(
         head = f.read(4 + 4 * ndim)
     advice = "Delete it, then get it again: load('mnist', download=True), or copy the original file"
     if len(head) != 4 + 4 * ndim or head[:4] != bytes((0, 0, 8, ndim)):
-        raise ValueError(f"{path} is damaged: it is not an IDX file of bytes in {ndim} dimension{'s' * (ndim > 1)}. {advice}")
+        raise ValueError(
+            f"{path} is damaged: it is not an IDX file of bytes in {ndim} dimension{'s' * (ndim > 1)}. {advice}"
+        )
     shape, size = struct.unpack(f">{ndim}I", head[4:]), path.stat().st_size
     expected = 4 + 4 * ndim + math.prod(shape)
     if size != expected:
@@ -178,6 +199,7 @@ def _check_idx(
 # %% ../nbs/data.ipynb #d32b76d2
 def _download_mnist(root):
     from torchvision.datasets import MNIST
+
     try:
         MNIST(root, download=True)
     except (OSError, RuntimeError) as e:
@@ -196,8 +218,11 @@ def _load_mnist(split, root, download):
     images, labels = (root / "MNIST" / "raw" / f for f in MNIST_FILES[split])
     shape, count = _check_idx(images, 3), _check_idx(labels, 1)
     if shape[1:] != (28, 28) or count != shape[:1]:
-        raise ValueError(f"{images} holds images {shape} and {labels} holds labels {count}: MNIST has 28×28 images and a label for each")
+        raise ValueError(
+            f"{images} holds images {shape} and {labels} holds labels {count}: MNIST has 28×28 images and a label for each"
+        )
     from torchvision.datasets import MNIST
+
     raw = MNIST(root, train=split == "train")
     data = Dataset(raw.data[:, None], raw.targets, "mnist", "MNIST", split, tuple("0123456789"))
     canonical = data.fingerprint == MNIST_FINGERPRINTS[split]
@@ -234,10 +259,13 @@ def _missing_cifar10(root):
 def _load_batches(split, folder):
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
+
     sums = dict((*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])))
     damaged = [str(folder / f) for f, md5 in sums.items() if not check_integrity(folder / f, md5)]
     if damaged:
-        raise ValueError(f"{', '.join(damaged)}: damaged, or not CIFAR-10's (wrong checksum). Delete {folder}, then get it again: load('cifar10', download=True)")
+        raise ValueError(
+            f"{', '.join(damaged)}: damaged, or not CIFAR-10's (wrong checksum). Delete {folder}, then get it again: load('cifar10', download=True)"
+        )
     raw = CIFAR10(folder.parent, train=split == "train")
     x = torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous()
     return Dataset(x, torch.tensor(raw.targets), "cifar10", "CIFAR-10", split, CIFAR_CLASSES)
@@ -245,15 +273,19 @@ def _load_batches(split, folder):
 
 def _download_cifar10(root):
     from torchvision.datasets import CIFAR10
+
     try:
         CIFAR10(root, download=True)
     except (OSError, RuntimeError) as e:
         reason = " ".join(str(e).split()) or type(e).__name__
-        raise FileNotFoundError(f"CIFAR-10 could not be downloaded to {root} ({reason}). Check the network and that the folder can be written. {_missing_cifar10(root)}") from None
+        raise FileNotFoundError(
+            f"CIFAR-10 could not be downloaded to {root} ({reason}). Check the network and that the folder can be written. {_missing_cifar10(root)}"
+        ) from None
 
 # %% ../nbs/data.ipynb #a1982156
 def _read_image(path):
     from PIL import Image
+
     try:
         with Image.open(path) as f:
             image = np.asarray(f.convert("RGB"))
@@ -266,10 +298,15 @@ def _read_image(path):
 
 def _decode_folder(folder):
     "Images (N, 3, 32, 32) and labels of a folder with a folder for each class."
-    names = {c: sorted(f for f in os.listdir(folder / c) if f.lower().endswith((".jpg", ".jpeg", ".png"))) for c in CIFAR_CLASSES}
+    names = {
+        c: sorted(f for f in os.listdir(folder / c) if f.lower().endswith((".jpg", ".jpeg", ".png")))
+        for c in CIFAR_CLASSES
+    }
     files = sorted((i, label, f) for label, c in enumerate(CIFAR_CLASSES) for i, f in enumerate(names[c]))
     x = np.empty((len(files), 3, 32, 32), np.uint8)
-    for k, (_, label, f) in enumerate(tqdm(files, desc=f"decode {folder.parent.name}/{folder.name}", unit="img", delay=2)):
+    for k, (_, label, f) in enumerate(
+        tqdm(files, desc=f"decode {folder.parent.name}/{folder.name}", unit="img", delay=2)
+    ):
         x[k] = _read_image(folder / CIFAR_CLASSES[label] / f)
     return torch.from_numpy(x), torch.tensor([label for _, label, _ in files], dtype=torch.int64)
 
@@ -281,10 +318,17 @@ def _folder_state(folder):
 
 
 def _copy_of_cifar10(x, y, split):
-    data, n = Dataset(x, y, "cifar10", "CIFAR-10 (image-folder copy)", split, CIFAR_CLASSES), 1000 if split == "test" else 5000
+    data, n = (
+        Dataset(x, y, "cifar10", "CIFAR-10 (image-folder copy)", split, CIFAR_CLASSES),
+        1000 if split == "test" else 5000,
+    )
     if data.fingerprint == CIFAR_COPIES[split]:
         return replace(data, title="CIFAR-10 (JPEG copy)")
-    return data if y.bincount(minlength=10).tolist() == [n] * 10 else replace(data, title="CIFAR-10 (image-folder copy, incomplete)")
+    return (
+        data
+        if y.bincount(minlength=10).tolist() == [n] * 10
+        else replace(data, title="CIFAR-10 (image-folder copy, incomplete)")
+    )
 
 # %% ../nbs/data.ipynb #5ac36fa9
 def _read_decoded(path, state, split):
@@ -376,12 +420,14 @@ def crop_flip(
 # %% ../nbs/data.ipynb #5b100bc6
 def pixels_near(
     x: Tensor,  # (N, C, H, W) images in [0, 1]
-    t: float = .5,  # threshold, in [0, 1]
-    eps: float = .3,  # half the width of the band, at least 0
+    t: float = 0.5,  # threshold, in [0, 1]
+    eps: float = 0.3,  # half the width of the band, at least 0
 ) -> Tensor:  # (N,) int64: pixels of each image with |x − t| ≤ eps
     "Number of pixels of each image that a perturbation of `eps` can carry over the threshold `t` (@eq-data-pixels)."
     if not x.is_floating_point():
         raise ValueError(f"x is {x.dtype}; it must be floats in [0, 1], for example Dataset.floats()")
     if not (0 <= t <= 1 and eps >= 0):
         raise ValueError(f"t is {t} and eps is {eps}; t must lie in [0, 1] and eps must not be negative")
-    return ((x - t).abs() <= eps + 1e-6).flatten(1).sum(1)  # 1e-6: a pixel at the border counts, however its float was rounded
+    return (
+        ((x - t).abs() <= eps + 1e-6).flatten(1).sum(1)
+    )  # 1e-6: a pixel at the border counts, however its float was rounded

@@ -8,8 +8,8 @@ __all__ = ['wilson', 'AttackSpec', 'outcomes_at', 'series', 'accuracy_vs_eps', '
 
 # %% ../nbs/evaluation.ipynb #489254b1
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ def wilson(
 @dataclass(frozen=True)
 class AttackSpec:
     "What a curve depends on, apart from the model and the images. Raises ValueError naming the field that is wrong."
+
     setting: str = "pgd"  # 'pgd', 'bpda' (the paper's) or 'bpda_ste'
     loss: str = "ce"  # 'ce', 'cw' or 'dlr'
     eps: tuple = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # l∞ radii in [0, 1], increasing
@@ -50,7 +51,10 @@ class AttackSpec:
         rules = {
             "setting": (self.setting in SETTINGS, f"one of {', '.join(SETTINGS)}"),
             "loss": (self.loss in LOSSES, f"one of {', '.join(LOSSES)}"),
-            "eps": (len(eps) > 0 and list(eps) == sorted(set(eps)) and 0 <= eps[0] and eps[-1] <= 1, "increasing radii in [0, 1] (8/255, not 8)"),
+            "eps": (
+                len(eps) > 0 and list(eps) == sorted(set(eps)) and 0 <= eps[0] and eps[-1] <= 1,
+                "increasing radii in [0, 1] (8/255, not 8)",
+            ),
             "steps": (type(self.steps) is int and self.steps >= 1, "a whole number, at least 1"),
             "step_size": (0 < self.step_size <= 2, "a positive length in [0, 1] pixel units"),
             "restarts": (type(self.restarts) is int and self.restarts >= 1, "a whole number, at least 1"),
@@ -73,12 +77,25 @@ def outcomes_at(
     "Which images survive the attack at one radius."
     last, worst = [], []
     for i in range(0, len(y), batch_size):
-        xb, yb, index = x[i:i + batch_size], y[i:i + batch_size], torch.arange(i, min(i + batch_size, len(y)))
+        xb, yb, index = x[i : i + batch_size], y[i : i + batch_size], torch.arange(i, min(i + batch_size, len(y)))
         if eps == 0:
             with torch.no_grad():
                 ok = (model(xb).argmax(1) == yb,) * 2
         else:
-            ok = pgd(model, xb, yb, eps, spec.steps, spec.step_size, spec.loss, spec.setting, spec.random_start, spec.restarts, spec.seed, index)[2:]
+            ok = pgd(
+                model,
+                xb,
+                yb,
+                eps,
+                spec.steps,
+                spec.step_size,
+                spec.loss,
+                spec.setting,
+                spec.random_start,
+                spec.restarts,
+                spec.seed,
+                index,
+            )[2:]
         last.append(ok[0].cpu())
         worst.append(ok[1].cpu())
         on_batch(len(yb))
@@ -98,8 +115,19 @@ def series(
             ok = np.logical_and.accumulate(ok, axis=0)
         n, correct = ok.shape[1], [int(k) for k in ok.sum(1)]
         low, high = zip(*(wilson(k, n) for k in correct))
-        result.append({**labels, "accounting": accounting, "eps": list(eps), "n": n, "correct": correct, "accuracy": [k / n for k in correct],
-                       "low": list(low), "high": list(high), "outcomes": [records.pack(o) for o in ok]})
+        result.append(
+            {
+                **labels,
+                "accounting": accounting,
+                "eps": list(eps),
+                "n": n,
+                "correct": correct,
+                "accuracy": [k / n for k in correct],
+                "low": list(low),
+                "high": list(high),
+                "outcomes": [records.pack(o) for o in ok],
+            }
+        )
     return result
 
 # %% ../nbs/evaluation.ipynb #8db92b30
@@ -116,7 +144,11 @@ def accuracy_vs_eps(
 ) -> list[dict]:  # series: setting, loss, accounting, eps, n, correct, accuracy, low, high, outcomes
     "Accuracy against ε under PGD. Without a layer S all settings are the same and only 'pgd' is run."
     model = model.eval() if isinstance(model, nn.Module) else model
-    specs = [AttackSpec(s, loss, tuple(eps), n_test=len(y), **attack) for s in settings_of(model, settings) for loss in losses]
+    specs = [
+        AttackSpec(s, loss, tuple(eps), n_test=len(y), **attack)
+        for s in settings_of(model, settings)
+        for loss in losses
+    ]
     result = []
     with tqdm(total=len(specs) * len(eps) * len(y), unit="img", disable=not progress) as bar:
         for spec in specs:
@@ -151,7 +183,9 @@ def evaluate(
 ) -> dict:  # record with two series
     "One curve of a trained network, kept under runs/."
     if spec.n_test > len(data.y):
-        raise ValueError(f"n_test={spec.n_test}, but {data.title} has only {len(data.y)} {data.split} images; choose n_test up to that")
+        raise ValueError(
+            f"n_test={spec.n_test}, but {data.title} has only {len(data.y)} {data.split} images; choose n_test up to that"
+        )
     used, batch_size = data.subset(spec.n_test), batch_size or (100 if torch.device(device).type == "cpu" else 2000)
     content = eval_key(spec, key, data)
     folder = records.run_dir(content, "eval")
@@ -160,11 +194,26 @@ def evaluate(
         return records.load_json(folder / "record.json")
     x, y, cells = used.floats(device=device), used.y.to(device), []
     for e in spec.eps:
-        cells.append(_cell(folder / f"eps-{e:.6f}.json", refresh, on_batch, lambda e=e: outcomes_at(model, x, y, e, spec, batch_size, on_batch)))
-    record = {"kind": "eval", "hash": records.spec_hash(content), "attack": records.spec_dict(spec, defaults=True), "model": key["model"],
-              "train_hash": records.spec_hash(key), "seed": spec.seed, "seconds": round(sum(c.pop("seconds") for c in cells), 2), "batch_size": batch_size,
-              "data": used.describe(),
-              "series": series(spec.eps, cells, model=key["model"], setting=spec.setting, loss=spec.loss)}
+        cells.append(
+            _cell(
+                folder / f"eps-{e:.6f}.json",
+                refresh,
+                on_batch,
+                lambda e=e: outcomes_at(model, x, y, e, spec, batch_size, on_batch),
+            )
+        )
+    record = {
+        "kind": "eval",
+        "hash": records.spec_hash(content),
+        "attack": records.spec_dict(spec, defaults=True),
+        "model": key["model"],
+        "train_hash": records.spec_hash(key),
+        "seed": spec.seed,
+        "seconds": round(sum(c.pop("seconds") for c in cells), 2),
+        "batch_size": batch_size,
+        "data": used.describe(),
+        "series": series(spec.eps, cells, model=key["model"], setting=spec.setting, loss=spec.loss),
+    }
     record["provenance"] = records.provenance(device, record["seconds"])
     records.save_json(folder / "record.json", record)
     return record
@@ -178,7 +227,11 @@ def _cell(path, refresh, on_batch, compute):
     else:
         began = time.perf_counter()
         outcomes = compute()
-        saved = {"n": len(outcomes["last"]), "seconds": time.perf_counter() - began, **{k: records.pack(v) for k, v in outcomes.items()}}
+        saved = {
+            "n": len(outcomes["last"]),
+            "seconds": time.perf_counter() - began,
+            **{k: records.pack(v) for k, v in outcomes.items()},
+        }
         records.save_json(path, saved)
     return {"seconds": saved["seconds"], **{k: records.unpack(saved[k], saved["n"]) for k in ("last", "worst")}}
 
@@ -208,7 +261,9 @@ def as_tuple(
     try:
         return tuple(kind(v) for v in (value if isinstance(value, (list, tuple)) else [value]))
     except (TypeError, ValueError):
-        raise ValueError(f"{name}={value!r}: expected one or more values of type {kind.__name__}, for example '{name} 0.1,0.2'") from None
+        raise ValueError(
+            f"{name}={value!r}: expected one or more values of type {kind.__name__}, for example '{name} 0.1,0.2'"
+        ) from None
 
 # %% ../nbs/evaluation.ipynb #fc01f532
 def _chosen(wanted, allowed, name):
@@ -240,8 +295,14 @@ def choose_protocol(
     scale = ("paper" if device != "cpu" else "cpu") if scale == "auto" else _chosen(scale, presets, "scale")
     preset = presets[scale]
     if unknown := sorted(set(given) - set(preset)):
-        raise ValueError(f"unknown parameter {', '.join(unknown)}; there are {', '.join(k for k in preset if k not in ('training', 'dataset'))}")
-    given = {k: as_tuple(v, float if k == "eps" else str, k) if k in ("eps", "models", "losses", "settings") else v for k, v in given.items() if v is not None}
+        raise ValueError(
+            f"unknown parameter {', '.join(unknown)}; there are {', '.join(k for k in preset if k not in ('training', 'dataset'))}"
+        )
+    given = {
+        k: as_tuple(v, float if k == "eps" else str, k) if k in ("eps", "models", "losses", "settings") else v
+        for k, v in given.items()
+        if v is not None
+    }
     p = {**preset, **given}
     for m in p["models"]:
         _chosen(m, preset["training"], "models")
@@ -250,10 +311,20 @@ def choose_protocol(
     common = {"K": p["K"], **{k: float(p[k]) for k in ("alpha", "noise")}}
     asked = {k: p[k] for k in ("network", "iterations") if p.get(k) is not None}
     fits = tuple(recipe(m, **common, seed=seed, **{**preset["training"][m], **asked}) for m in p["models"])
-    attacks = tuple(AttackSpec(s, loss, p["eps"], p["steps"], p["step_size"], seed=seed, n_test=p["n_test"]) for s in p["settings"] for loss in p["losses"])
+    attacks = tuple(
+        AttackSpec(s, loss, p["eps"], p["steps"], p["step_size"], seed=seed, n_test=p["n_test"])
+        for s in p["settings"]
+        for loss in p["losses"]
+    )
     short = lambda v: f"{v:g}" if isinstance(v, float) else str(v)
-    changed = [f"{k}{'+'.join(map(short, v)) if isinstance(v, tuple) else short(v)}" for k, v in given.items() if v != preset[k]] + ([f"seed{seed}"] if seed else [])
-    return Protocol(name, scale, "-".join([name, *changed]) if changed else None, p["dataset"], device, fits, attacks, common, seed)
+    changed = [
+        f"{k}{'+'.join(map(short, v)) if isinstance(v, tuple) else short(v)}"
+        for k, v in given.items()
+        if v != preset[k]
+    ] + ([f"seed{seed}"] if seed else [])
+    return Protocol(
+        name, scale, "-".join([name, *changed]) if changed else None, p["dataset"], device, fits, attacks, common, seed
+    )
 
 # %% ../nbs/evaluation.ipynb #c8dc3e24
 def run_protocol(
@@ -267,16 +338,37 @@ def run_protocol(
     "Train and evaluate, using what is there. Resumes wherever it was stopped."
     nets, trained, evaluated, device = {}, [], [], protocol.device
     if (n := protocol.attacks[0].n_test) > len(test_data):
-        raise ValueError(f"n_test={n}, but {test_data.title} has only {len(test_data)} {test_data.split} images; choose n_test up to that")
+        raise ValueError(
+            f"n_test={n}, but {test_data.title} has only {len(test_data)} {test_data.split} images; choose n_test up to that"
+        )
     for spec in protocol.train:
         nets[spec.model], record = train(spec, train_data, device, refresh, progress)
         trained.append(record)
     jobs = [(t, a) for t in protocol.train for a in protocol.attacks if a.setting in settings_of(t)]
     if not compute:
-        there = lambda t, a: (records.run_dir(eval_key(a, train_key(t, train_data.fingerprint), test_data), "eval") / "record.json").exists()
+        there = lambda t, a: (
+            records.run_dir(eval_key(a, train_key(t, train_data.fingerprint), test_data), "eval") / "record.json"
+        ).exists()
         jobs = [job for job in jobs if there(*job)]
-    with tqdm(total=sum(len(a.eps) * a.n_test for _, a in jobs), unit="img", unit_scale=True, desc="attack", disable=not progress, mininterval=1) as bar:
+    with tqdm(
+        total=sum(len(a.eps) * a.n_test for _, a in jobs),
+        unit="img",
+        unit_scale=True,
+        desc="attack",
+        disable=not progress,
+        mininterval=1,
+    ) as bar:
         for t, a in jobs:
             bar.set_postfix_str(f"{t.model} {a.setting} {a.loss}")
-            evaluated.append(evaluate(nets[t.model], train_key(t, train_data.fingerprint), test_data, a, device, refresh, on_batch=bar.update))
+            evaluated.append(
+                evaluate(
+                    nets[t.model],
+                    train_key(t, train_data.fingerprint),
+                    test_data,
+                    a,
+                    device,
+                    refresh,
+                    on_batch=bar.update,
+                )
+            )
     return nets, trained, evaluated

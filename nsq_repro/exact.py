@@ -11,14 +11,28 @@ __all__ = ['AUTOATTACK', 'STANDARD', 'CHECKS', 'log_slope', 'closed_form', 'zero
 import copy
 import math
 import warnings
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as TF
 from torch import Tensor, nn
 
-from .attacks import LOSSES, _check, _gradient, ball, fgsm, frozen, full_precision, margin, pgd, pgd_step, seeded_uniform, surrogate
+from nsq_repro.attacks import (
+    LOSSES,
+    _check,
+    _gradient,
+    ball,
+    fgsm,
+    frozen,
+    full_precision,
+    margin,
+    pgd,
+    pgd_step,
+    seeded_uniform,
+    surrogate,
+)
 from .evaluation import series, wilson
 from .quantization import SoftQuantize, cell_index, levels, thresholds
 
@@ -55,7 +69,9 @@ def closed_form(
 ) -> Callable:  # F(S(x)), whose input gradient never underflows: for `pgd` and `_gradient`
     "The whole network with the slope of @eq-exact-log-slope in its backward pass. Raises ValueError without such a layer."
     if not hasattr(model, "quantize") or math.isinf(model.quantize.alpha):
-        raise ValueError("closed_form needs a SoftQuantNet with a finite alpha; hard quantization has no slope, use surrogate(model, 'bpda_ste')")
+        raise ValueError(
+            "closed_form needs a SoftQuantNet with a finite alpha; hard quantization has no slope, use surrogate(model, 'bpda_ste')"
+        )
     return lambda x: model.features(_ClosedForm.apply(x, model.quantize))
 
 # %% ../nbs/exact.ipynb #a4876c37
@@ -73,7 +89,8 @@ def zero_gradient_share(
     seed: int = 0,  # of the start
 ) -> dict:  # fractions of all pixels: 'zero' = 'upper' + 'lower' + 'behind'
     "Pixels whose gradient through the network is exactly zero, and why. Raises ValueError for a wrong argument."
-    if at not in ("start", "steps"): raise ValueError(f"at={at!r} is unknown; choose 'start' or 'steps'")
+    if at not in ("start", "steps"):
+        raise ValueError(f"at={at!r} is unknown; choose 'start' or 'steps'")
     e = _check(x, y, eps, loss, steps=(steps, 1))
     net, x = copy.deepcopy(model).to(dtype), x.to(dtype)
     S, box, total = getattr(net, "quantize", None), ball(x, e), torch.zeros(4, dtype=torch.float64)
@@ -83,7 +100,12 @@ def zero_gradient_share(
             zero = _gradient(net, xt, y, loss)[1] == 0
             dead = zero & (_gradient(getattr(net, "features", net), S(xt) if S else xt, y, loss)[1] == 0)
             above = _above(S, xt) if S else dead
-            total += torch.stack([m.double().mean().cpu() for m in (zero, zero & ~dead & above, zero & ~dead & ~above, dead)]) / n
+            total += (
+                torch.stack(
+                    [m.double().mean().cpu() for m in (zero, zero & ~dead & above, zero & ~dead & ~above, dead)]
+                )
+                / n
+            )
             xt = pgd_step(net, xt, y, box, step_size, loss)[0]
     return dict(zip(("zero", "upper", "lower", "behind"), total.tolist()))
 
@@ -107,7 +129,12 @@ def gradient_table(
 ) -> list[dict]:  # rows: gradient, zero (share of pixels at a start), correct (count), n
     "PGD through the whole network with its gradient computed in four ways. Raises ValueError for a wrong argument."
     double = copy.deepcopy(model).double()
-    ways = {"float32": model, "float64": double, "closed form": closed_form(model), "straight through": surrogate(model, "bpda_ste")}
+    ways = {
+        "float32": model,
+        "float64": double,
+        "closed form": closed_form(model),
+        "straight through": surrogate(model, "bpda_ste"),
+    }
     rows, e = [], _check(x, y, eps, attack.get("loss", "ce"))
     for name, f in ways.items():
         xs = x.double() if f is double else x
@@ -115,7 +142,9 @@ def gradient_table(
         with frozen(model), frozen(double):
             zero = (_gradient(f, start, y, attack.get("loss", "ce"))[1] == 0).double().mean().item()
             found = pgd(f, xs, y, eps, **attack)
-        rows.append({"gradient": name, "zero": zero, "correct": int(judged(model, found.x, x, y, e).correct.sum()), "n": len(y)})
+        rows.append(
+            {"gradient": name, "zero": zero, "correct": int(judged(model, found.x, x, y, e).correct.sum()), "n": len(y)}
+        )
     return rows
 
 # %% ../nbs/exact.ipynb #4e8d893d
@@ -140,16 +169,24 @@ def judged(
     "Project into the ball and judge. NaN pixels warn and fall back to the clean image; NaN logits raise ValueError."
     bad = found.isnan().flatten(1).any(1)
     if bad.any():
-        warnings.warn(f"the attack returned NaN for {int(bad.sum())} of {len(x)} images; it counts as failed on them", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"the attack returned NaN for {int(bad.sum())} of {len(x)} images; it counts as failed on them",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         found = torch.where(bad.view(-1, *[1] * (x.ndim - 1)), x, found)
     found = found.detach().to(x.dtype).clamp(*ball(x, e))
     logits = torch.cat([model(part) for part in found.split(batch_size)])
-    if logits.isnan().any(): raise ValueError(f"the network returned NaN for {int(logits.isnan().any(1).sum())} of {len(x)} images; check its weights")
+    if logits.isnan().any():
+        raise ValueError(
+            f"the network returned NaN for {int(logits.isnan().any(1).sum())} of {len(x)} images; check its weights"
+        )
     return Outcome(found, logits.argmax(1) == y)
 
 # %% ../nbs/exact.ipynb #0d5c799d
 class Box(NamedTuple):
     "The ε-balls in front of the layer and their images behind it, @eq-exact-box."
+
     F: Callable  # network behind the layer
     S: Callable  # the layer; the identity where there is none
     x: Tensor  # (N, C, H, W) clean images
@@ -159,14 +196,22 @@ class Box(NamedTuple):
     z_hi: Tensor  # S(x_hi)
 
     @property
-    def free(self): return self.z_hi > self.z_lo
-    def take(self, i): return Box(self.F, self.S, *(t[i] for t in self[2:]))
-    def at(self, u): return torch.where(u < 1, self.z_lo + u * (self.z_hi - self.z_lo), self.z_hi).clamp(self.z_lo, self.z_hi)
-    def relative(self, z): return torch.where(self.free, (z - self.z_lo) / (self.z_hi - self.z_lo), 0.).clamp(0, 1)
+    def free(self):
+        return self.z_hi > self.z_lo
+
+    def take(self, i):
+        return Box(self.F, self.S, *(t[i] for t in self[2:]))
+
+    def at(self, u):
+        return torch.where(u < 1, self.z_lo + u * (self.z_hi - self.z_lo), self.z_hi).clamp(self.z_lo, self.z_hi)
+
+    def relative(self, z):
+        return torch.where(self.free, (z - self.z_lo) / (self.z_hi - self.z_lo), 0.0).clamp(0, 1)
 
     def image(self, z):
         "The image in the ball whose S(x) is nearest to z."
-        if not hasattr(self.S, "inverse"): return z
+        if not hasattr(self.S, "inverse"):
+            return z
         m = self.free
         z, a, b = z[m], self.x_lo[m], self.x_hi[m]
         x = self.S.inverse(z)
@@ -201,11 +246,15 @@ def _apgd_step(s, k, marks):
     "One step of APGD on the state `s` of all examples, in relative coordinates."
     u, g = s["u"], s["g"]
     if k in marks:
-        halve = (s["rises"] <= .75 * marks[k]) | (~s["halved"] & (s["top"] <= s["mark"]))
+        halve = (s["rises"] <= 0.75 * marks[k]) | (~s["halved"] & (s["top"] <= s["mark"]))
         back = halve.view(-1, *[1] * (u.ndim - 1))
-        u, g, s["eta"] = torch.where(back, s["u_top"], u), torch.where(back, s["g_top"], g), torch.where(back, s["eta"] / 2, s["eta"])
+        u, g, s["eta"] = (
+            torch.where(back, s["u_top"], u),
+            torch.where(back, s["g_top"], g),
+            torch.where(back, s["eta"] / 2, s["eta"]),
+        )
         s["halved"], s["mark"], s["rises"] = halve, s["top"], torch.zeros_like(s["rises"])
-    new, a = (u + s["eta"] * g.sign()).clamp(0, 1), .75 if k else 1.
+    new, a = (u + s["eta"] * g.sign()).clamp(0, 1), 0.75 if k else 1.0
     s["u"], s["old"] = (u + a * (new - u) + (1 - a) * (u - s["old"])).clamp(0, 1), u
 
 # %% ../nbs/exact.ipynb #0e093157
@@ -215,10 +264,16 @@ def _look(box, u, y, loss, target):
     with torch.enable_grad():
         z = box.S(x).detach().requires_grad_()
         logits = box.F(z)
-        f = LOSSES[loss](logits, y) if target is None else (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
-        g, = torch.autograd.grad(f.sum(), z)
+        f = (
+            LOSSES[loss](logits, y)
+            if target is None
+            else (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
+        )
+        (g,) = torch.autograd.grad(f.sum(), z)
     if not bool(f.isfinite().all() & g.isfinite().all()):
-        raise ValueError(f"the loss {loss!r} or its gradient is not finite for {int((~f.isfinite()).sum())} of {len(y)} images; check the network's weights")
+        raise ValueError(
+            f"the loss {loss!r} or its gradient is not finite for {int((~f.isfinite()).sum())} of {len(y)} images; check the network's weights"
+        )
     return x, logits.detach(), f.detach(), g * box.free
 
 # %% ../nbs/exact.ipynb #37a2e566
@@ -228,30 +283,48 @@ def climb(
     u: Tensor,  # (N, C, H, W) starts, relative, in [0, 1]
     steps: int = 100,  # number of steps
     method: str = "pgd",  # 'pgd' or 'apgd'
-    step_size: float = .05,  # of 'pgd', in widths of the box
+    step_size: float = 0.05,  # of 'pgd', in widths of the box
     loss: str = "ce",  # 'ce', 'cw' or 'dlr'
     target: Tensor | None = None,  # (N,) classes; then the loss is how far the target leads the true class
 ) -> Outcome:  # images that broke an example, or else its best iterate
     "One search over the box, @eq-exact-step."
-    out, ok, best, first = torch.empty_like(box.x), torch.ones_like(y, dtype=torch.bool), torch.full_like(box.x.flatten(1)[:, 0], -math.inf), None
+    out, ok, best, first = (
+        torch.empty_like(box.x),
+        torch.ones_like(y, dtype=torch.bool),
+        torch.full_like(box.x.flatten(1)[:, 0], -math.inf),
+        None,
+    )
     s, marks = {"i": torch.arange(len(y), device=y.device), "u": u, "old": u}, _checkpoints(steps)
     for k in range(steps + 3):
-        if k == steps + 1: s["u"] = s["u_top"].round()
-        if k == steps + 2: s["u"] = torch.where(s["g_top"] == 0, s["u_top"], (s["g_top"] > 0).to(u.dtype))
+        if k == steps + 1:
+            s["u"] = s["u_top"].round()
+        if k == steps + 2:
+            s["u"] = torch.where(s["g_top"] == 0, s["u_top"], (s["g_top"] > 0).to(u.dtype))
         i = s["i"]
         x, logits, f, s["g"] = _look(box.take(i), s["u"], y[i], loss, None if target is None else target[i])
         if k == 0:
             first, s["eta"] = f, torch.ones_like(f).view(-1, *[1] * (u.ndim - 1))
-            s.update(f=f, top=torch.full_like(f, -math.inf), mark=f, rises=torch.zeros_like(f), halved=torch.ones_like(f, dtype=torch.bool), u_top=u, g_top=s["g"])
+            s.update(
+                f=f,
+                top=torch.full_like(f, -math.inf),
+                mark=f,
+                rises=torch.zeros_like(f),
+                halved=torch.ones_like(f, dtype=torch.bool),
+                u_top=u,
+                g_top=s["g"],
+            )
         s["rises"], s["f"], up = s["rises"] + (f > s["f"]), f, (f > s["top"])
         wide, wrong = up.view(-1, *[1] * (u.ndim - 1)), logits.argmax(1) != y[i]
         s["top"] = best[i] = torch.where(up, f, s["top"])
         s["u_top"], s["g_top"] = torch.where(wide, s["u"], s["u_top"]), torch.where(wide, s["g"], s["g_top"])
         out[i[up | wrong]], ok[i[wrong]] = x[up | wrong], False
         s = {name: v[~wrong] for name, v in s.items()}
-        if not len(s["i"]): break
-        if k < steps and method == "apgd": _apgd_step(s, k, marks)
-        elif k < steps: s["u"] = (s["u"] + step_size * s["g"].sign()).clamp(0, 1)
+        if not len(s["i"]):
+            break
+        if k < steps and method == "apgd":
+            _apgd_step(s, k, marks)
+        elif k < steps:
+            s["u"] = (s["u"] + step_size * s["g"].sign()).clamp(0, 1)
     return Outcome(out, ok, first, best)
 
 # %% ../nbs/exact.ipynb #ea8f58d5
@@ -266,14 +339,18 @@ def zbox(
     method: str = "apgd",  # 'apgd' or 'pgd'
     targets: int = 3,  # for 'targeted': how many classes, the likeliest wrong ones first
     restarts: int = 1,  # searches from different starts, for images not broken yet
-    step_size: float = .05,  # of 'pgd', in widths of the box
+    step_size: float = 0.05,  # of 'pgd', in widths of the box
     seed: int = 0,  # of the starts, uniform in the ε-ball
-    index: Tensor | None = None,  # (N,) int64 place of each image in its data set, which its starts depend on; default 0 … N−1
+    index: Tensor
+    | None = None,  # (N,) int64 place of each image in its data set, which its starts depend on; default 0 … N−1
 ) -> Outcome:  # the last judgement is that of the whole network on the image
     "The exact attack: over everything the layer can output within ε. Raises ValueError for a wrong argument. Call `model.eval()` first."
-    if method not in ("pgd", "apgd"): raise ValueError(f"method={method!r} is unknown; choose 'pgd' or 'apgd'")
+    if method not in ("pgd", "apgd"):
+        raise ValueError(f"method={method!r} is unknown; choose 'pgd' or 'apgd'")
     base = "cw" if loss == "targeted" else loss
-    e = _check(x, y, eps, base, steps=(steps, 1), restarts=(restarts, 1), targets=(targets, 1), step_size=(step_size, 0))
+    e = _check(
+        x, y, eps, base, steps=(steps, 1), restarts=(restarts, 1), targets=(targets, 1), step_size=(step_size, 0)
+    )
     index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
     with frozen(model), torch.no_grad():
         box, logits = box_of(model, x, e), model(x)
@@ -283,12 +360,23 @@ def zbox(
         wrong = logits.scatter(1, y[:, None], -math.inf).topk(min(targets, logits.shape[1] - 1), 1).indices
         for r, goal in [(r, g) for r in range(restarts) for g in (wrong.T if loss == "targeted" else [None])]:
             i = (ok & movable).nonzero()[:, 0]
-            if not len(i): break
+            if not len(i):
+                break
             part, start = box.take(i), _start(x[i], e[i] if e.ndim else e, index[i], seed, r)
-            a = climb(part, y[i], part.relative(part.S(start)), steps, method, step_size, base, None if goal is None else goal[i])
+            a = climb(
+                part,
+                y[i],
+                part.relative(part.S(start)),
+                steps,
+                method,
+                step_size,
+                base,
+                None if goal is None else goal[i],
+            )
             better = ~a.correct | (a.best > best[i]) | (found[i] == x[i]).flatten(1).all(1)
             found[i[better]], ok[i], best[i] = a.x[better], a.correct, torch.maximum(best[i], a.best)
-            if r == 0 and (goal is None or torch.equal(goal, wrong[:, 0])): first[i] = a.first
+            if r == 0 and (goal is None or torch.equal(goal, wrong[:, 0])):
+                first[i] = a.first
     return judged(model, found, x, y, e)._replace(first=first, best=best)
 
 # %% ../nbs/exact.ipynb #d7f9fd77
@@ -324,24 +412,49 @@ def flip_search(
     e = _check(x, y, eps, "cw", flips=(flips, 1), batch_size=(batch_size, 1))
     box = box_of(model, x, e)
     grid = levels(getattr(box.S, "K", 1), dtype=x.dtype, device=x.device).view(-1, *[1] * (x.ndim - 1))
-    paths = [_flip(box.F, z, y[i:i + 1], grid.clamp(box.z_lo[i], box.z_hi[i]), flips, batch_size) for i, z in enumerate(box.S(x))]
+    paths = [
+        _flip(box.F, z, y[i : i + 1], grid.clamp(box.z_lo[i], box.z_hi[i]), flips, batch_size)
+        for i, z in enumerate(box.S(x))
+    ]
     z, first, last = map(torch.stack, zip(*paths))
     return judged(model, box.image(z), x, y, e)._replace(first=-first, best=-last)
 
 # %% ../nbs/exact.ipynb #9ef0cb92
 def union(
     outcomes: dict,  # name → (N,) booleans, tensors or arrays: classified correctly under that attack
-) -> tuple[np.ndarray, list[dict]]:  # (N,) correct under all; rows: attack, correct, n, accuracy, low, high, first, only
+) -> tuple[
+    np.ndarray, list[dict]
+]:  # (N,) correct under all; rows: attack, correct, n, accuracy, low, high, first, only
     "Per-example worst case over attacks. Raises ValueError when there is none or their lengths differ."
     ok = {name: np.asarray(v.cpu() if isinstance(v, Tensor) else v, bool) for name, v in outcomes.items()}
     if len(ok) == 0 or len({v.shape for v in ok.values()}) > 1:
-        raise ValueError(f"outcomes must hold one boolean per image for each attack, all of one length; got {({k: v.shape for k, v in ok.items()})}")
+        raise ValueError(
+            f"outcomes must hold one boolean per image for each attack, all of one length; got { ({k: v.shape for k, v in ok.items()}) }"
+        )
     rows, left = [], np.ones_like(next(iter(ok.values())))
+
     def row(name, v, first, only):
         low, high = wilson(k := int(v.sum()), len(v))
-        rows.append({"attack": name, "correct": k, "n": len(v), "accuracy": k / len(v), "low": low, "high": high, "first": int(first), "only": int(only)})
+        rows.append(
+            {
+                "attack": name,
+                "correct": k,
+                "n": len(v),
+                "accuracy": k / len(v),
+                "low": low,
+                "high": high,
+                "first": int(first),
+                "only": int(only),
+            }
+        )
+
     for name, v in ok.items():
-        row(name, v, (left & ~v).sum(), (~v & np.all([o for other, o in ok.items() if other != name] or [left | True], axis=0)).sum())
+        row(
+            name,
+            v,
+            (left & ~v).sum(),
+            (~v & np.all([o for other, o in ok.items() if other != name] or [left | True], axis=0)).sum(),
+        )
         left = left & v
     row("all", left, (~left).sum(), (~left).sum())
     return left, rows
@@ -354,14 +467,24 @@ def bracket(
     **labels,  # model, and whatever else the series should say
 ) -> list[dict]:  # two series in the shape of `evaluation.series`, accounting 'attacked' and 'certified'
     "The robust accuracy from above and below, @eq-exact-bracket. Raises ValueError when an image is both certified and broken, or shapes differ."
-    upper, lower = (np.stack([np.asarray(v.cpu() if isinstance(v, Tensor) else v, bool) for v in part]) for part in (attacked, certified))
+    upper, lower = (
+        np.stack([np.asarray(v.cpu() if isinstance(v, Tensor) else v, bool) for v in part])
+        for part in (attacked, certified)
+    )
     if not len(eps) == len(upper) == len(lower) or upper.shape != lower.shape or list(eps) != sorted(set(eps)):
-        raise ValueError(f"expected one row of N booleans for each of {len(eps)} increasing radii; got attacked {upper.shape}, certified {lower.shape}, eps {list(eps)}")
+        raise ValueError(
+            f"expected one row of N booleans for each of {len(eps)} increasing radii; got attacked {upper.shape}, certified {lower.shape}, eps {list(eps)}"
+        )
     upper, lower = np.logical_and.accumulate(upper), np.logical_or.accumulate(lower[::-1])[::-1]
     if (lower & ~upper).any():
         r, i = np.argwhere(lower & ~upper)[0]
-        raise ValueError(f"image {i} is certified and broken at eps={eps[r]}: the certificate or the judgement of the attack is wrong")
-    return [{**series(tuple(eps), [{"last": o, "worst": o} for o in ok], **labels)[0], "accounting": name} for name, ok in (("attacked", upper), ("certified", lower))]
+        raise ValueError(
+            f"image {i} is certified and broken at eps={eps[r]}: the certificate or the judgement of the attack is wrong"
+        )
+    return [
+        {**series(tuple(eps), [{"last": o, "worst": o} for o in ok], **labels)[0], "accounting": name}
+        for name, ok in (("attacked", upper), ("certified", lower))
+    ]
 
 # %% ../nbs/exact.ipynb #7aa6e9b7
 class StraightThrough(nn.Module):
@@ -378,25 +501,48 @@ class StraightThrough(nn.Module):
 # %% ../nbs/exact.ipynb #3b7a87c7
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
 
+
 def _library(name):
     "An attack of torchattacks, with AutoAttack's settings."
+
     def craft(net, x, y, eps, seed, **options):
         import torchattacks as ta
+
         many = {"n_classes": (classes := net(x[:1]).shape[1])}
-        if name == "apgd-t" and classes < 4: raise ValueError(f"the targeted loss of 'apgd-t' needs at least 4 classes, the network has {classes}; use zbox(…, loss='targeted')")
-        make, fixed = {"apgd-ce": (ta.APGD, {"loss": "ce"}), "apgd-t": (ta.APGDT, many), "fab-t": (ta.FAB, {"multi_targeted": True, **many}), "square": (ta.Square, {})}[name]
+        if name == "apgd-t" and classes < 4:
+            raise ValueError(
+                f"the targeted loss of 'apgd-t' needs at least 4 classes, the network has {classes}; use zbox(…, loss='targeted')"
+            )
+        make, fixed = {
+            "apgd-ce": (ta.APGD, {"loss": "ce"}),
+            "apgd-t": (ta.APGDT, many),
+            "fab-t": (ta.FAB, {"multi_targeted": True, **many}),
+            "square": (ta.Square, {}),
+        }[name]
         return make(net, eps=eps, norm="Linf", seed=seed, **fixed, **options)(x, y)
+
     return craft
+
 
 def _hopskipjump(net, x, y, eps, seed, steps=10, starts=None):
     import foolbox
+
     bank = x if starts is None else torch.cat([x, starts])
-    with torch.no_grad(): other = net(bank).argmax(1)[None] != y[:, None]
-    if not other.any(1).all(): raise ValueError("hopskipjump starts from an image of another class, and the batch has none; give it images of several classes, here or as starts=…")
+    with torch.no_grad():
+        other = net(bank).argmax(1)[None] != y[:, None]
+    if not other.any(1).all():
+        raise ValueError(
+            "hopskipjump starts from an image of another class, and the batch has none; give it images of several classes, here or as starts=…"
+        )
     start = bank[torch.cdist(x.flatten(1), bank.flatten(1)).masked_fill(~other, math.inf).argmin(1)]
     torch.manual_seed(seed)
     attack = foolbox.attacks.HopSkipJumpAttack(steps=steps, constraint="linf")
-    return attack.run(foolbox.PyTorchModel(net, bounds=(0, 1), device=x.device), x, foolbox.criteria.Misclassification(y), starting_points=start)
+    return attack.run(
+        foolbox.PyTorchModel(net, bounds=(0, 1), device=x.device),
+        x,
+        foolbox.criteria.Misclassification(y),
+        starting_points=start,
+    )
 
 # %% ../nbs/exact.ipynb #2037d578
 def _follow(direction, net, x, y, eps, steps):
@@ -422,28 +568,46 @@ def _spsa(net, x, y, eps, seed, steps=20, samples=32, delta=.1):
     return _follow(direction, net, x, y, eps, steps)
 
 # %% ../nbs/exact.ipynb #9884d2af
-def _eot(net, x, y, eps, seed, steps=40, draws=8, noise=.1, loss="ce"):
+def _eot(net, x, y, eps, seed, steps=40, draws=8, noise=0.1, loss="ce"):
     def direction(xt, i, k):
-        noisy = [(xt + noise * (2 * seeded_uniform(i, x.shape[1:], seed, k * draws + j).to(x.dtype) - 1)).clamp(0, 1) for j in range(draws)]
+        noisy = [
+            (xt + noise * (2 * seeded_uniform(i, x.shape[1:], seed, k * draws + j).to(x.dtype) - 1)).clamp(0, 1)
+            for j in range(draws)
+        ]
         return sum(_gradient(surrogate(net, "bpda_ste"), xn, y[i], loss)[1] for xn in noisy)
+
     return _follow(direction, net, x, y, eps, steps)
 
-def _annealed(net, x, y, eps, seed, steps=40, start=5., loss="ce"):
-    if not hasattr(net, "quantize"): raise ValueError("annealed needs a SoftQuantNet: there is no alpha to anneal")
+
+def _annealed(net, x, y, eps, seed, steps=40, start=5.0, loss="ce"):
+    if not hasattr(net, "quantize"):
+        raise ValueError("annealed needs a SoftQuantNet: there is no alpha to anneal")
     S, end = net.quantize, min(net.quantize.alpha, 1e4)
+
     def direction(xt, i, k):
         alpha = start * (end / start) ** (k / max(steps - 1, 1))
         at = copy.copy(net)
         at._modules = {**net._modules, "quantize": SoftQuantize(S.K, alpha, S.vmin, S.vmax, S.shift)}
         return _gradient(closed_form(at), xt, y[i], loss)[1]
+
     return _follow(direction, net, x, y, eps, steps)
 
-def _transfer(net, x, y, eps, seed, source=None, steps=100, step_size=.01, setting="bpda_ste"):
-    if source is None: raise ValueError("transfer needs source=…, the network to craft on")
+
+def _transfer(net, x, y, eps, seed, source=None, steps=100, step_size=0.01, setting="bpda_ste"):
+    if source is None:
+        raise ValueError("transfer needs source=…, the network to craft on")
     return pgd(source, x, y, eps, steps, step_size, setting=setting, seed=seed).x_last
 
 # %% ../nbs/exact.ipynb #0d707e61
-STANDARD = {**{name: _library(name) for name in AUTOATTACK}, "hopskipjump": _hopskipjump, "spsa": _spsa, "eot": _eot, "annealed": _annealed, "transfer": _transfer}
+STANDARD = {
+    **{name: _library(name) for name in AUTOATTACK},
+    "hopskipjump": _hopskipjump,
+    "spsa": _spsa,
+    "eot": _eot,
+    "annealed": _annealed,
+    "transfer": _transfer,
+}
+
 
 def standard_attack(
     name: str,  # 'autoattack', one of its parts 'apgd-ce', 'apgd-t', 'fab-t', 'square', or 'hopskipjump', 'spsa', 'eot', 'annealed', 'transfer'
@@ -456,18 +620,27 @@ def standard_attack(
     **options,  # of the attack: steps, n_queries, source, …; for 'autoattack' a dict for each part, for example square={'n_queries': 100}
 ) -> Outcome:
     "An attack of the standard suite, judged here. Raises ValueError for a wrong argument, ImportError when its library is missing."
-    if name != "autoattack" and name not in STANDARD: raise ValueError(f"name={name!r} is unknown; choose autoattack, {', '.join(STANDARD)}")
-    if backward not in ("raw", "ste"): raise ValueError(f"backward={backward!r} is unknown; choose 'raw' or 'ste'")
-    e, net = _check(x, y, eps, "ce"), StraightThrough(model) if backward == "ste" and name not in ("eot", "annealed") else model
+    if name != "autoattack" and name not in STANDARD:
+        raise ValueError(f"name={name!r} is unknown; choose autoattack, {', '.join(STANDARD)}")
+    if backward not in ("raw", "ste"):
+        raise ValueError(f"backward={backward!r} is unknown; choose 'raw' or 'ste'")
+    e, net = (
+        _check(x, y, eps, "ce"),
+        StraightThrough(model) if backward == "ste" and name not in ("eot", "annealed") else model,
+    )
     found, ok = judged(model, x, x, y, e)[:2]
     parts = {part: options.get(part, {}) for part in AUTOATTACK} if name == "autoattack" else {name: options}
     for part, how in parts.items():
         i = ok.nonzero()[:, 0]
-        if not len(i): break
+        if not len(i):
+            break
         try:
-            with torch.random.fork_rng(), frozen(model): adv = full_precision(STANDARD[part])(net, x[i], y[i], float(eps), seed, **how)
+            with torch.random.fork_rng(), frozen(model):
+                adv = full_precision(STANDARD[part])(net, x[i], y[i], float(eps), seed, **how)
         except ImportError as err:
-            raise ImportError(f"standard_attack({part!r}) needs the library {err.name}: pip install 'nsq-repro[dev]'") from err
+            raise ImportError(
+                f"standard_attack({part!r}) needs the library {err.name}: pip install 'nsq-repro[dev]'"
+            ) from err
         a = judged(model, adv, x[i], y[i], e)
         found[i], ok[i] = a.x, a.correct
     return Outcome(found, ok)
@@ -489,15 +662,31 @@ def sanity_record(
     index = torch.arange(len(x), device=x.device)
     base, more, again = (pgd(model, x, y, eps, m * steps, restarts=r, **how) for m, r in ((1, 1), (2, 1), (1, 3)))
     random = torch.stack([judged(model, _start(x, e, index, seed, r), x, y, e).correct for r in range(tries)]).all(0)
-    boxes = {radius: zbox(model, x, y, radius, steps, seed=seed) for radius in sorted({eps / 4, eps / 2, eps, 1.})}
+    boxes = {radius: zbox(model, x, y, radius, steps, seed=seed) for radius in sorted({eps / 4, eps / 2, eps, 1.0})}
     at, clean = boxes[eps], judged(model, x, x, y, e).correct
     seen = clean & box_of(model, x, e).free.flatten(1).any(1)
-    correct = {"clean": clean, "one step": clean & judged(model, fgsm(model, x, y, eps, setting=setting), x, y, e).correct, "iterative": base.correct_worst,
-               "last iterate": base.correct_last, "more steps": more.correct_worst, "restarts": again.correct_worst, "random search": clean & random,
-               "black box": standard_attack("spsa", model, x, y, eps, seed=seed, steps=10, samples=16).correct, "box": at.correct, "unbounded": boxes[1.].correct}
-    return {"model": name, "eps": eps, "n": len(y), "classes": model(x[:1]).shape[1], "correct": {k: int(v.sum()) for k, v in correct.items()},
-            "by_eps": [[r, int(b.correct.sum())] for r, b in boxes.items()], "risen": float((at.best > at.first)[seen & at.correct].double().mean()) if (seen & at.correct).any() else 1.,
-            "nan": int(sum((~b.best.isfinite()).sum() for b in boxes.values()))}
+    correct = {
+        "clean": clean,
+        "one step": clean & judged(model, fgsm(model, x, y, eps, setting=setting), x, y, e).correct,
+        "iterative": base.correct_worst,
+        "last iterate": base.correct_last,
+        "more steps": more.correct_worst,
+        "restarts": again.correct_worst,
+        "random search": clean & random,
+        "black box": standard_attack("spsa", model, x, y, eps, seed=seed, steps=10, samples=16).correct,
+        "box": at.correct,
+        "unbounded": boxes[1.0].correct,
+    }
+    return {
+        "model": name,
+        "eps": eps,
+        "n": len(y),
+        "classes": model(x[:1]).shape[1],
+        "correct": {k: int(v.sum()) for k, v in correct.items()},
+        "by_eps": [[r, int(b.correct.sum())] for r, b in boxes.items()],
+        "risen": float((at.best > at.first)[seen & at.correct].double().mean()) if (seen & at.correct).any() else 1.0,
+        "nan": int(sum((~b.best.isfinite()).sum() for b in boxes.values())),
+    }
 
 # %% ../nbs/exact.ipynb #c1188a93
 CHECKS = (  # what is checked, attack, '≤' or '≈', attack
@@ -511,24 +700,52 @@ CHECKS = (  # what is checked, attack, '≤' or '≈', attack
     ("box and input attack agree", "box", "≈", "iterative"),
 )
 
+
 def sanity(
     records: list,  # of `sanity_record`, or one of them
-    tolerance: float = .05,  # what counts as little: a fraction of the images
-    least: float = .95,  # share of the unbroken images whose loss has to rise
+    tolerance: float = 0.05,  # what counts as little: a fraction of the images
+    least: float = 0.95,  # share of the unbroken images whose loss has to rise
 ) -> list[dict]:  # rows: model, eps, check, left, right (names and numbers), ok
     "The checks as data. Raises ValueError naming the number a record lacks."
     rows = []
     for r in [records] if isinstance(records, dict) else records:
-        if lacks := [k for k in ("n", "classes", "correct", "by_eps", "risen", "nan") if k not in r] + [k for c in CHECKS for k in c[1::2] if k not in r.get("correct", c)]:
-            raise ValueError(f"the record lacks {', '.join(map(repr, dict.fromkeys(lacks)))}; make it with sanity_record(model, x, y, eps)")
+        if lacks := [k for k in ("n", "classes", "correct", "by_eps", "risen", "nan") if k not in r] + [
+            k for c in CHECKS for k in c[1::2] if k not in r.get("correct", c)
+        ]:
+            raise ValueError(
+                f"the record lacks {', '.join(map(repr, dict.fromkeys(lacks)))}; make it with sanity_record(model, x, y, eps)"
+            )
         n, c = r["n"], r["correct"]
         who = {"model": r.get("model"), "eps": r.get("eps")}
-        def row(check, left, right, ok, who=who): rows.append({**who, "check": check, "left": left, "right": right, "ok": bool(ok)})
+
+        def row(check, left, right, ok, who=who):
+            rows.append({**who, "check": check, "left": left, "right": right, "ok": bool(ok)})
+
         for check, a, relation, b in CHECKS:
-            row(check, f"{a}: {c[a]}", f"{b}: {c[b]}", c[a] <= c[b] if relation == "≤" else abs(c[a] - c[b]) <= tolerance * n)
+            row(
+                check,
+                f"{a}: {c[a]}",
+                f"{b}: {c[b]}",
+                c[a] <= c[b] if relation == "≤" else abs(c[a] - c[b]) <= tolerance * n,
+            )
         down = [k for _, k in sorted(r["by_eps"])]
-        row("a larger ε never helps the defender", f"ε = {', '.join(f'{e:g}' for e, _ in sorted(r['by_eps']))}", str(down), down == sorted(down, reverse=True))
-        row("the unbounded attack reaches chance", f"ε = 1: {c['unbounded']}", f"chance: {n / r['classes']:g}", c["unbounded"] <= n / r["classes"])
-        row("the loss rises along the attack", f"{r['risen']:.3f} of the unbroken images", f"at least {least}", r["risen"] >= least)
+        row(
+            "a larger ε never helps the defender",
+            f"ε = {', '.join(f'{e:g}' for e, _ in sorted(r['by_eps']))}",
+            str(down),
+            down == sorted(down, reverse=True),
+        )
+        row(
+            "the unbounded attack reaches chance",
+            f"ε = 1: {c['unbounded']}",
+            f"chance: {n / r['classes']:g}",
+            c["unbounded"] <= n / r["classes"],
+        )
+        row(
+            "the loss rises along the attack",
+            f"{r['risen']:.3f} of the unbroken images",
+            f"at least {least}",
+            r["risen"] >= least,
+        )
         row("no number is NaN", f"NaN: {r['nan']}", "0", r["nan"] == 0)
     return rows

@@ -15,26 +15,58 @@ from .training import training_cost
 
 # %% ../nbs/mnist.ipynb #724f968d
 ALL = ("natural", "pgd", "sq", "nsq", "fgsm_rs")
-COMMON = dict(losses=("ce", "cw"), settings=SETTINGS, models=ALL, K=1, alpha=1000.0, noise=0.3, network=None, iterations=None)
+COMMON = dict(
+    losses=("ce", "cw"), settings=SETTINGS, models=ALL, K=1, alpha=1000.0, noise=0.3, network=None, iterations=None
+)
 RADII = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+
 
 def _training(plain, pgd, fgsm_rs):
     "Fields of TrainSpec for each model; those without an adversary share one budget."
     return {**{m: plain for m in ("natural", "noisy", "sq", "nsq", "stability", "l1")}, "pgd": pgd, "fgsm_rs": fgsm_rs}
 
+
 PRESETS = {
-    "smoke": dict(COMMON, dataset="digits", models=ALL[:4], network="mnist_cnn_pytorch", n_test=100, eps=(0.0, 0.1, 0.2, 0.3), steps=12, step_size=0.05, training=_training(
-        dict(iterations=150, batch_size=50, lr=1e-3),
-        dict(iterations=150, batch_size=50, lr=1e-3, steps=3, step_size=0.2, warmup=0.5),
-        dict(iterations=150, batch_size=50, lr=1e-3, warmup=0.5))),
-    "cpu": dict(COMMON, dataset="mnist", network="mnist_cnn_pytorch", n_test=1000, eps=RADII, steps=100, step_size=0.01, training=_training(
-        dict(iterations=3000),
-        dict(iterations=2000, lr=5e-3, schedule="onecycle", steps=10, step_size=0.075, warmup=0.25, precision="bf16"),
-        dict(iterations=2400, lr=5e-3, schedule="onecycle", precision="bf16"))),
-    "paper": dict(COMMON, dataset="mnist", n_test=10_000, eps=RADII, steps=100, step_size=0.01, training=_training(
-        dict(iterations=50_000),
-        dict(iterations=100_000, batch_size=50),
-        dict(iterations=50_000))),
+    "smoke": dict(
+        COMMON,
+        dataset="digits",
+        models=ALL[:4],
+        network="mnist_cnn_pytorch",
+        n_test=100,
+        eps=(0.0, 0.1, 0.2, 0.3),
+        steps=12,
+        step_size=0.05,
+        training=_training(
+            dict(iterations=150, batch_size=50, lr=1e-3),
+            dict(iterations=150, batch_size=50, lr=1e-3, steps=3, step_size=0.2, warmup=0.5),
+            dict(iterations=150, batch_size=50, lr=1e-3, warmup=0.5),
+        ),
+    ),
+    "cpu": dict(
+        COMMON,
+        dataset="mnist",
+        network="mnist_cnn_pytorch",
+        n_test=1000,
+        eps=RADII,
+        steps=100,
+        step_size=0.01,
+        training=_training(
+            dict(iterations=3000),
+            dict(
+                iterations=2000, lr=5e-3, schedule="onecycle", steps=10, step_size=0.075, warmup=0.25, precision="bf16"
+            ),
+            dict(iterations=2400, lr=5e-3, schedule="onecycle", precision="bf16"),
+        ),
+    ),
+    "paper": dict(
+        COMMON,
+        dataset="mnist",
+        n_test=10_000,
+        eps=RADII,
+        steps=100,
+        step_size=0.01,
+        training=_training(dict(iterations=50_000), dict(iterations=100_000, batch_size=50), dict(iterations=50_000)),
+    ),
 }
 
 # %% ../nbs/mnist.ipynb #f8fdd1fd
@@ -69,7 +101,9 @@ def run(
     if any(s.model == "nsq" for s in compared):
         compared += protocol(**{**parameters, "models": "stability"}).train
     how = dict(rounds=3, iterations=1) if p.scale == "smoke" else dict(rounds=7, iterations=5)
-    timed = [replace(s, precision="fp32", **(dict(steps=40, step_size=0.01) if s.model == "pgd" else {})) for s in compared]
+    timed = [
+        replace(s, precision="fp32", **(dict(steps=40, step_size=0.01) if s.model == "pgd" else {})) for s in compared
+    ]
     cost = training_cost(timed, fit, p.device, refresh, **how)
     return p, nets, trained, evaluated, cost
 
@@ -82,11 +116,28 @@ def figure_record(
 ) -> dict:  # what Figure 3 and the tables are drawn from
     "All of the experiment in one record: curves with outcomes, specs, times, provenance."
     last = max(evaluated, key=lambda r: r["provenance"]["finished"])
-    return {"scale": p.scale, "seed": p.seed, "data": last["data"], "train_data": trained[0]["data"], "provenance": last["provenance"],
-            "attack": {k: v for k, v in last["attack"].items() if k not in ("setting", "loss")},
-            "series": [s for r in evaluated for s in r["series"]],
-            "training": {r["spec"]["model"]: {k: r[k] for k in ("hash", "spec", "seconds", "images_per_second", "losses", "parameters", "provenance")} for r in trained},
-            "evaluations": [{k: r[k] for k in ("hash", "train_hash", "model", "seconds", "batch_size", "provenance")} | {k: r["attack"][k] for k in ("setting", "loss")} for r in evaluated],
-            "missing": sorted({(t.model, a.setting, a.loss) for t in p.train for a in p.attacks if a.setting in settings_of(t)}
-                              - {(r["model"], r["attack"]["setting"], r["attack"]["loss"]) for r in evaluated}),
-            "cost": {k: cost[k] for k in ("seconds_per_iteration", "specs", "provenance")}}
+    return {
+        "scale": p.scale,
+        "seed": p.seed,
+        "data": last["data"],
+        "train_data": trained[0]["data"],
+        "provenance": last["provenance"],
+        "attack": {k: v for k, v in last["attack"].items() if k not in ("setting", "loss")},
+        "series": [s for r in evaluated for s in r["series"]],
+        "training": {
+            r["spec"]["model"]: {
+                k: r[k] for k in ("hash", "spec", "seconds", "images_per_second", "losses", "parameters", "provenance")
+            }
+            for r in trained
+        },
+        "evaluations": [
+            {k: r[k] for k in ("hash", "train_hash", "model", "seconds", "batch_size", "provenance")}
+            | {k: r["attack"][k] for k in ("setting", "loss")}
+            for r in evaluated
+        ],
+        "missing": sorted(
+            {(t.model, a.setting, a.loss) for t in p.train for a in p.attacks if a.setting in settings_of(t)}
+            - {(r["model"], r["attack"]["setting"], r["attack"]["loss"]) for r in evaluated}
+        ),
+        "cost": {k: cost[k] for k in ("seconds_per_iteration", "specs", "provenance")},
+    }

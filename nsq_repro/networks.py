@@ -24,6 +24,7 @@ from .records import atomic_write
 # %% ../nbs/networks.ipynb #a7b2d99f
 class MnistCNN(nn.Module):
     "MadryLab's MNIST network (§5): logits (N, 10) from images (N, 1, 28, 28) in [0, 1]."
+
     network = "mnist_cnn"
 
     def __init__(
@@ -34,8 +35,8 @@ class MnistCNN(nn.Module):
         self.conv1, self.conv2 = nn.Conv2d(1, 32, 5, padding=2), nn.Conv2d(32, 64, 5, padding=2)
         self.fc1, self.fc2 = nn.Linear(7 * 7 * 64, 1024), nn.Linear(1024, 10)
         for layer in self.children() if initial == "madrylab" else ():
-            nn.init.trunc_normal_(layer.weight, std=.1, a=-.2, b=.2)
-            nn.init.constant_(layer.bias, .1)
+            nn.init.trunc_normal_(layer.weight, std=0.1, a=-0.2, b=0.2)
+            nn.init.constant_(layer.bias, 0.1)
 
     def forward(
         self,
@@ -96,24 +97,39 @@ class ResidualUnit(nn.Module):
 # %% ../nbs/networks.ipynb #e00d1bb8
 class CifarResNet(nn.Module):
     "MadryLab's CIFAR-10 network (§5): logits (N, 10) from images (N, 3, 32, 32) in [0, 1]."
+
     network = "cifar_wide"
 
     def __init__(
         self,
-        filters: tuple[int, int, int, int] = (16, 160, 320, 640),  # channels of the first convolution and of the three stages
+        filters: tuple[int, int, int, int] = (
+            16,
+            160,
+            320,
+            640,
+        ),  # channels of the first convolution and of the three stages
         units: int = 5,  # residual units in each stage, at least 1
     ):
         super().__init__()
-        if len(filters) != 4 or filters[0] < 1 or units < 1 or any(n < m or (n - m) % 2 for m, n in zip(filters, filters[1:])):
-            raise ValueError(f"filters={filters!r}, units={units!r}: four numbers of channels, equal or growing by even steps, and 1 unit or more")
-        stages = [[(m, n, 1 + (i > 0), i == 0)] + [(n, n)] * (units - 1) for i, (m, n) in enumerate(zip(filters, filters[1:]))]
+        if (
+            len(filters) != 4
+            or filters[0] < 1
+            or units < 1
+            or any(n < m or (n - m) % 2 for m, n in zip(filters, filters[1:]))
+        ):
+            raise ValueError(
+                f"filters={filters!r}, units={units!r}: four numbers of channels, equal or growing by even steps, and 1 unit or more"
+            )
+        stages = [
+            [(m, n, 1 + (i > 0), i == 0)] + [(n, n)] * (units - 1) for i, (m, n) in enumerate(zip(filters, filters[1:]))
+        ]
         self.conv = _conv(3, filters[0])
         self.stages = nn.Sequential(*(nn.Sequential(*(ResidualUnit(*unit) for unit in stage)) for stage in stages))
         self.norm, self.fc = _norm(filters[3]), nn.Linear(filters[3], 10)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out")
-        nn.init.uniform_(self.fc.weight, -(3 / filters[3]) ** .5, (3 / filters[3]) ** .5)
+        nn.init.uniform_(self.fc.weight, -((3 / filters[3]) ** 0.5), (3 / filters[3]) ** 0.5)
         nn.init.zeros_(self.fc.bias)
 
     def forward(
@@ -183,7 +199,13 @@ def weights_digest(
     return h.hexdigest()[:16]
 
 # %% ../nbs/networks.ipynb #f0d7a90f
-LAYER = ("K", "alpha", "vmin", "vmax", "shift")  # what describes a SoftQuantize; files from before `shift` do not have it
+LAYER = (
+    "K",
+    "alpha",
+    "vmin",
+    "vmax",
+    "shift",
+)  # what describes a SoftQuantize; files from before `shift` do not have it
 
 
 def _digest(content):
@@ -213,7 +235,9 @@ def save_checkpoint(
     described, meta = _describe(model), dict(meta or {})
     clash = [k for k, v in described.items() if meta.get(k, v) != v]
     if clash:
-        raise ValueError(f"meta says {', '.join(f'{k}={meta[k]!r}' for k in clash)}, the model {', '.join(f'{k}={described[k]!r}' for k in clash)}")
+        raise ValueError(
+            f"meta says {', '.join(f'{k}={meta[k]!r}' for k in clash)}, the model {', '.join(f'{k}={described[k]!r}' for k in clash)}"
+        )
     tensors = {k: t.detach().cpu().contiguous() for k, t in model.state_dict().items()}
     content = {**meta, **described, "weights": weights_digest(tensors)}
     text = json.dumps({**content, "digest": _digest(content)}, sort_keys=True)
@@ -230,7 +254,9 @@ def _read_checkpoint(path):
     except safetensors.SafetensorError as e:
         raise ValueError(f"{path} is damaged, or not a safetensors file ({e}). {advice}") from None
     if "nsq" not in header:
-        raise ValueError(f"{path} is a safetensors file, but not a checkpoint of nsq_repro (it does not say which network it is). {advice}")
+        raise ValueError(
+            f"{path} is a safetensors file, but not a checkpoint of nsq_repro (it does not say which network it is). {advice}"
+        )
     try:
         meta = json.loads(header["nsq"])
         whole = meta.pop("digest") == _digest(meta) and meta["weights"] == weights_digest(tensors)
@@ -259,5 +285,7 @@ def load_checkpoint(
     try:
         model.load_state_dict(tensors)
     except RuntimeError as e:
-        raise ValueError(f"{path} does not fit the network {meta['network']!r} of this version ({' '.join(str(e).split())}). Delete it and run again") from None
+        raise ValueError(
+            f"{path} does not fit the network {meta['network']!r} of this version ({' '.join(str(e).split())}). Delete it and run again"
+        ) from None
     return model.to(device, memory_format=torch.channels_last).eval(), meta

@@ -52,14 +52,16 @@ def chain_rule(
     y: Tensor,  # (N,) int64 labels
     loss: str = "ce",  # 'ce', 'cw' or 'dlr'
     create_graph: bool = False,  # keep loss and first factor differentiable in the weights
-) -> tuple[Tensor, Tensor, Tensor]:  # (N,) losses; the factors ∇_z L and S'(x), each (N, C, H, W), S' = 1 without a layer
+) -> tuple[
+    Tensor, Tensor, Tensor
+]:  # (N,) losses; the factors ∇_z L and S'(x), each (N, C, H, W), S' = 1 without a layer
     "Loss and the two factors of @eq-chain-rule."
     F, S = (model.features, model.quantize) if hasattr(model, "quantize") else (model, None)
     x = x.detach()
     z = (x if S is None else S(x)).detach().requires_grad_()
     with torch.enable_grad():
         losses = LOSSES[loss](F(z), y)
-        outer, = torch.autograd.grad(losses.sum(), z, create_graph=create_graph)
+        (outer,) = torch.autograd.grad(losses.sum(), z, create_graph=create_graph)
     return (losses if create_graph else losses.detach()), outer, torch.ones_like(x) if S is None else S.derivative(x)
 
 # %% ../nbs/objective.ipynb #5f03f360
@@ -91,9 +93,13 @@ def pgd_path(
 ) -> Path:
     "Walk @eq-pgd and record it. Raises ValueError for a wrong argument."
     if setting not in ("pgd", "bpda_ste"):
-        raise ValueError(f"setting={setting!r}: choose 'pgd' or 'bpda_ste' ('bpda' follows the gradients of another function, F without S)")
+        raise ValueError(
+            f"setting={setting!r}: choose 'pgd' or 'bpda_ste' ('bpda' follows the gradients of another function, F without S)"
+        )
     if steps < 1 or not step_size > 0 or not 0 <= eps <= 1:
-        raise ValueError(f"steps={steps}, step_size={step_size}, eps={eps}: at least one step of positive length, and a radius in [0, 1] (8/255, not 8)")
+        raise ValueError(
+            f"steps={steps}, step_size={step_size}, eps={eps}: at least one step of positive length, and a radius in [0, 1] (8/255, not 8)"
+        )
     (low, high), losses, grads = ball(x, eps), [], []
     xs = [torch.minimum(torch.maximum(x if x_start is None else x_start, low), high)]
     for _ in range(steps):
@@ -150,7 +156,9 @@ def measure_increments(
 ) -> dict:  # name → `Increments`, each part (steps, n)
     "The parts of @eq-increment-parts along real PGD paths without random start."
     x, y = data.floats(slice(n)).double(), data.y[:n]
-    return {m: increments(pgd_path(net, x, y, eps, steps, step_size, setting=setting), step_size) for m, net in nets.items()}
+    return {
+        m: increments(pgd_path(net, x, y, eps, steps, step_size, setting=setting), step_size) for m, net in nets.items()
+    }
 
 # %% ../nbs/objective.ipynb #2f6bd6f1
 def random_start(
@@ -235,11 +243,15 @@ def points_of_interest(
     "Where to look: at images, around them, and where nothing was ever trained."
     x, y, index = data.floats(slice(n)).double(), data.y[:n], torch.arange(n)
     blend = seeded_uniform(index, (1, 1, 1), seed, 3).double()
-    return {"natural": (x, y), f"noise ±{radius:g}": (random_start(x, radius, seed, 1), y), f"noise ±{2 * radius:g}": (random_start(x, 2 * radius, seed, 2), y),
-            f"adversarial {radius:g}": (pgd_path(model, x, y, radius, steps, 2.5 * radius / steps).x[-1], y),
-            f"adversarial {2 * radius:g}": (pgd_path(model, x, y, 2 * radius, steps, 5 * radius / steps).x[-1], y),
-            "blends": (blend * x + (1 - blend) * x.roll(1, 0), torch.where(blend.view(-1) >= .5, y, y.roll(1, 0))),
-            "uniform": (u := seeded_uniform(index, x.shape[1:], seed, 4).double(), model(u).argmax(1))}
+    return {
+        "natural": (x, y),
+        f"noise ±{radius:g}": (random_start(x, radius, seed, 1), y),
+        f"noise ±{2 * radius:g}": (random_start(x, 2 * radius, seed, 2), y),
+        f"adversarial {radius:g}": (pgd_path(model, x, y, radius, steps, 2.5 * radius / steps).x[-1], y),
+        f"adversarial {2 * radius:g}": (pgd_path(model, x, y, 2 * radius, steps, 5 * radius / steps).x[-1], y),
+        "blends": (blend * x + (1 - blend) * x.roll(1, 0), torch.where(blend.view(-1) >= 0.5, y, y.roll(1, 0))),
+        "uniform": (u := seeded_uniform(index, x.shape[1:], seed, 4).double(), model(u).argmax(1)),
+    }
 
 # %% ../nbs/objective.ipynb #597c4e4f
 def _column_sum(layer, h):
@@ -254,19 +266,27 @@ def layer_bounds(
     model,  # network of linear and convolutional layers, ReLU and max-pooling
     x: Tensor,  # (N, C, H, W) images in [0, 1]
     y: Tensor,  # (N,) int64 labels
-) -> dict:  # layer → (largest column sum, (N,) ‖gradient at its input‖∞, (N,) ‖gradient at its output‖∞), from the input on
+) -> (
+    dict
+):  # layer → (largest column sum, (N,) ‖gradient at its input‖∞, (N,) ‖gradient at its output‖∞), from the input on
     "The two sides of @eq-layer-bound, layer by layer, for the cross-entropy of F behind the layer S."
     F, z = (model.features, model.quantize(x)) if hasattr(model, "quantize") else (model, x)
     seen, z = {}, z.detach().requires_grad_()
-    hooks = [m.register_forward_hook(lambda m, i, o, name=name: seen.update({name: (m, i[0], o)}))
-             for name, m in F.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    hooks = [
+        m.register_forward_hook(lambda m, i, o, name=name: seen.update({name: (m, i[0], o)}))
+        for name, m in F.named_modules()
+        if isinstance(m, (nn.Linear, nn.Conv2d))
+    ]
     try:
         losses = LOSSES["ce"](F(z), y)
     finally:
         for hook in hooks:
             hook.remove()
     grads = iter(torch.autograd.grad(losses.sum(), [t for _, *ends in seen.values() for t in ends]))
-    return {name: (_column_sum(m, i[:1].detach()), *(next(grads).flatten(1).abs().amax(1) for _ in "io")) for name, (m, i, _) in seen.items()}
+    return {
+        name: (_column_sum(m, i[:1].detach()), *(next(grads).flatten(1).abs().amax(1) for _ in "io"))
+        for name, (m, i, _) in seen.items()
+    }
 
 # %% ../nbs/objective.ipynb #5ffd82a0
 def measure_norms(
@@ -303,7 +323,7 @@ def choose_pixels(
     values = x.flatten()
     free = ((values >= eps) & (values <= 1 - eps)).nonzero()[:, 0]
     if len(free) < 2:
-        return (values - .5).abs().argsort(stable=True)[:2].sort().values, False
+        return (values - 0.5).abs().argsort(stable=True)[:2].sort().values, False
     return free[torch.linspace(0, len(free) - 1, min(count, len(free))).round().long().to(free.device)], True
 
 # %% ../nbs/objective.ipynb #1ae667cf
@@ -335,15 +355,29 @@ def iterate_clouds(
 ) -> dict:  # eps, bins, axes, paths, note for `plots.fig1`; attack: what was done
     "Figure 1 as data: where the iterates of PGD lie, for each network, from the image and from random starts. Raises ValueError unless x is one image."
     if len(x) != 1 or len(y) != 1:
-        raise ValueError(f"x holds {len(x)} images and y {len(y)} labels; Figure 1 is about one image, pass x[:1] and y[:1]")
+        raise ValueError(
+            f"x holds {len(x)} images and y {len(y)} labels; Figure 1 is about one image, pass x[:1] and y[:1]"
+        )
     near, free = choose_pixels(x, eps)
-    drawn = [near[len(near) // 3].item(), near[2 * len(near) // 3].item()] if pixels is None else [int(p) for p in pixels]
+    drawn = (
+        [near[len(near) // 3].item(), near[2 * len(near) // 3].item()] if pixels is None else [int(p) for p in pixels]
+    )
     starts = torch.cat([random_start(x, eps, seed, r) for r in range(restarts)])
-    paths = [_cloud(m, net, kind, x, y, start, (eps, steps, step_size, "ce", setting), near, drawn, bins)
-             for m, net in nets.items() for kind, start in (("clean", x), ("random", starts))]
+    paths = [
+        _cloud(m, net, kind, x, y, start, (eps, steps, step_size, "ce", setting), near, drawn, bins)
+        for m, net in nets.items()
+        for kind, start in (("clean", x), ("random", starts))
+    ]
     names = [_position(p, x.shape[1:]) for p in drawn]
     attack = dict(steps=steps, step_size=step_size, restarts=restarts, setting=setting, seed=seed, pixels=drawn)
-    return {"eps": eps, "bins": bins, "axes": [f"move of pixel {n}" for n in names], "paths": paths, "note": _cloud_note(x, eps, near, free, drawn, names), "attack": attack}
+    return {
+        "eps": eps,
+        "bins": bins,
+        "axes": [f"move of pixel {n}" for n in names],
+        "paths": paths,
+        "note": _cloud_note(x, eps, near, free, drawn, names),
+        "attack": attack,
+    }
 
 # %% ../nbs/objective.ipynb #2394b415
 def _cloud(model_name, model, kind, x, y, start, how, near, drawn, bins):
@@ -353,15 +387,26 @@ def _cloud(model_name, model, kind, x, y, start, how, near, drawn, bins):
     path = pgd_path(model, centre, y.to(weight.device).expand(len(start)), *how, x_start=start.to(weight))
     moves = (path.x - centre).flatten(2).cpu().double().clamp(-eps, eps)  # (steps + 1, restarts, pixels)
     xy = moves[..., drawn].transpose(0, 1).round(decimals=4).clamp(-eps, eps)
-    return {"model": model_name, "start": kind, "xy": xy.tolist(), "occupied": round(occupied_pairs(moves[..., near.cpu()].flatten(0, 1), eps, bins), 4)}
+    return {
+        "model": model_name,
+        "start": kind,
+        "xy": xy.tolist(),
+        "occupied": round(occupied_pairs(moves[..., near.cpu()].flatten(0, 1), eps, bins), 4),
+    }
+
 
 def _position(p, shape):
     "Flat index as (row, column), with the channel where there are several."
     c, row, column = (int(i) for i in torch.unravel_index(torch.tensor(p), shape))
     return f"({row}, {column})" if shape[0] == 1 else f"({row}, {column}) of channel {c}"
 
+
 def _cloud_note(x, eps, near, free, drawn, names):
     "Which pixels were taken, and whether the image range cuts their squares."
     what = f"pixels {names[0]} and {names[1]} with values {x.flatten()[drawn[0]]:.2f} and {x.flatten()[drawn[1]]:.2f}"
-    rule = f"values in [{eps:g}, {1 - eps:g}]" if free else f"values nearest to 1/2: the image has not two in [{eps:g}, {1 - eps:g}], so the image range cuts their squares"
+    rule = (
+        f"values in [{eps:g}, {1 - eps:g}]"
+        if free
+        else f"values nearest to 1/2: the image has not two in [{eps:g}, {1 - eps:g}], so the image range cuts their squares"
+    )
     return f"Drawn: {what}; shares are means over all pairs of {len(near)} pixels with {rule}. The gradient's signs are those of exact arithmetic where there is a layer."

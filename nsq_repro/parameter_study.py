@@ -15,8 +15,16 @@ from .training import train_key
 
 # %% ../nbs/parameter_study.ipynb #d7ebad9e
 GRIDS = {"smoke": ((2, 4), ALPHAS[:2]), "cpu": ((2, 4, 16), ALPHAS), "paper": ((2, 3, 4, 8, 16), ALPHAS)}  # K and α
-PRESETS = {scale: {**{k: v for k, v in preset.items() if k != "levels"}, "models": ("nsq",), "settings": ("bpda",), "Ks": GRIDS[scale][0], "alphas": GRIDS[scale][1]}
-           for scale, preset in cifar.PRESETS.items()}
+PRESETS = {
+    scale: {
+        **{k: v for k, v in preset.items() if k != "levels"},
+        "models": ("nsq",),
+        "settings": ("bpda",),
+        "Ks": GRIDS[scale][0],
+        "alphas": GRIDS[scale][1],
+    }
+    for scale, preset in cifar.PRESETS.items()
+}
 
 # %% ../nbs/parameter_study.ipynb #9a6ad561
 def grid(
@@ -32,8 +40,12 @@ def grid(
     Ks, alphas = (tuple(sorted(set(given.get(k, PRESETS[p.scale][k])))) for k in ("Ks", "alphas"))
     for name, value, values in (("K", K, Ks), ("alpha", only, alphas)):
         if value is not None and value not in values:
-            raise ValueError(f"{name}={value:g} is not in the grid {', '.join(f'{v:g}' for v in values)}; to add it, list it in {'Ks' if name == 'K' else 'alphas'}")
-    cells = {(k, a): choose_protocol("parameter_study", PRESETS, **{**given, "K": k, "alpha": a}) for k in Ks for a in alphas}
+            raise ValueError(
+                f"{name}={value:g} is not in the grid {', '.join(f'{v:g}' for v in values)}; to add it, list it in {'Ks' if name == 'K' else 'alphas'}"
+            )
+    cells = {
+        (k, a): choose_protocol("parameter_study", PRESETS, **{**given, "K": k, "alpha": a}) for k in Ks for a in alphas
+    }
     return p, cells, [(k, a) for k, a in cells if K in (None, k) and only in (None, a)]
 
 # %% ../nbs/parameter_study.ipynb #fde6cfd0
@@ -52,7 +64,7 @@ def run(
         run_protocol(cells[K, alpha], fit, test, refresh)
     return study_record(p, cells, fit, test)
 
-
+# %% ../nbs/parameter_study.ipynb #283749f1
 def study_record(
     p,  # `Protocol` of the study
     cells: dict,  # `Protocol` of each cell by (K, alpha)
@@ -69,13 +81,26 @@ def study_record(
             continue
         training, *curves = map(records.load_json, files)
         series += [{**s, "K": K, "alpha": alpha} for r in curves for s in r["series"]]
-        trainings.append({"K": K, "alpha": alpha, **{k: training[k] for k in ("hash", "spec", "seconds", "losses", "provenance")}})
+        trainings.append(
+            {"K": K, "alpha": alpha, **{k: training[k] for k in ("hash", "spec", "seconds", "losses", "provenance")}}
+        )
         evaluations += curves
     if not evaluations:
-        raise FileNotFoundError(f"none of the {len(cells)} cells is there yet; run the notebook with compute=True, or the commands of `nsq-repro run parameter_study --list`")
+        raise FileNotFoundError(
+            f"none of the {len(cells)} cells is there yet; run the notebook with compute=True, or the commands of `nsq-repro run parameter_study --list`"
+        )
     last = max(evaluations, key=lambda r: r["provenance"]["finished"])
-    return {"scale": p.scale, "seed": p.seed, "data": last["data"], "provenance": last["provenance"], "attack": {k: v for k, v in last["attack"].items() if k != "loss"},
-            "series": series, "trainings": trainings, "missing": missing, "spec": {"K": sorted({k for k, _ in cells}), "alphas": sorted({a for _, a in cells})}}
+    return {
+        "scale": p.scale,
+        "seed": p.seed,
+        "data": last["data"],
+        "provenance": last["provenance"],
+        "attack": {k: v for k, v in last["attack"].items() if k != "loss"},
+        "series": series,
+        "trainings": trainings,
+        "missing": missing,
+        "spec": {"K": sorted({k for k, _ in cells}), "alphas": sorted({a for _, a in cells})},
+    }
 
 # %% ../nbs/parameter_study.ipynb #fb9b7aae
 def commands(
@@ -87,13 +112,34 @@ def commands(
     parameters = {k: v for k, v in parameters.items() if k not in ("refresh", "compute")}
     p, cells, wanted = grid(**parameters)
     fit, test = datasets(p, data_root, download)
-    left = [(K, alpha) for K, alpha in wanted if any((r["training"], r["curves"]) != ("done", r["of"]) for r in cifar.state(cells[K, alpha], fit, test))]
-    more = {**{k: v for k, v in parameters.items() if k not in ("K", "alpha", "scale") and v is not None}, **({"data_root": data_root} if data_root else {})}
+    left = [
+        (K, alpha)
+        for K, alpha in wanted
+        if any((r["training"], r["curves"]) != ("done", r["of"]) for r in cifar.state(cells[K, alpha], fit, test))
+    ]
+    more = {
+        **{k: v for k, v in parameters.items() if k not in ("K", "alpha", "scale") and v is not None},
+        **({"data_root": data_root} if data_root else {}),
+    }
     lines = []
     for K, alpha in left:
-        values = {"K": K, "alpha": f"{alpha:.10g}", "scale": p.scale, **{k: ",".join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in more.items()}}
+        values = {
+            "K": K,
+            "alpha": f"{alpha:.10g}",
+            "scale": p.scale,
+            **{k: ",".join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in more.items()},
+        }
         name = "-".join([(p.variant or "ps").replace("parameter_study", "ps"), p.scale, f"K{K}", f"a{alpha:.10g}"])
-        lines.append(shlex.join(["papermill", "nbs/parameter_study.ipynb", f"runs/{name}.ipynb", *(str(w) for k, v in values.items() for w in ("-p", k, v))]))
+        lines.append(
+            shlex.join(
+                [
+                    "papermill",
+                    "nbs/parameter_study.ipynb",
+                    f"runs/{name}.ipynb",
+                    *(str(w) for k, v in values.items() for w in ("-p", k, v)),
+                ]
+            )
+        )
     return lines
 
 # %% ../nbs/parameter_study.ipynb #2f6aff63
@@ -104,4 +150,13 @@ def at_alpha(
     "Record of one of Figures 5 to 7."
     alpha = dict(enumerate(record["spec"]["alphas"])).get(i)
     part = {k: [r for r in record[k] if r["alpha"] == alpha] for k in ("series", "trainings")}
-    return {**record, **part, "missing": [m for m in record["missing"] if m[1] == alpha], "spec": {"K": record["spec"]["K"], "alpha": alpha}} if part["series"] else None
+    return (
+        {
+            **record,
+            **part,
+            "missing": [m for m in record["missing"] if m[1] == alpha],
+            "spec": {"K": record["spec"]["K"], "alpha": alpha},
+        }
+        if part["series"]
+        else None
+    )

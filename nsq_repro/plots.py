@@ -37,7 +37,16 @@ from .quantization import soft_quantize, soft_quantize_derivative, thresholds
 
 # %% ../nbs/plots.ipynb #9fef9668
 MODELS = ("natural", "pgd", "sq", "nsq", "fgsm_rs")
-LABELS = {"natural": "Natural", "pgd": "PGD-Defense", "sq": "SQ", "nsq": "NSQ", "fgsm_rs": "FGSM-RS", "noisy": "Noisy, no layer", "stability": "Stability training", "l1": "ℓ₁ penalty"}
+LABELS = {
+    "natural": "Natural",
+    "pgd": "PGD-Defense",
+    "sq": "SQ",
+    "nsq": "NSQ",
+    "fgsm_rs": "FGSM-RS",
+    "noisy": "Noisy, no layer",
+    "stability": "Stability training",
+    "l1": "ℓ₁ penalty",
+}
 COLORS = {"natural": "#333333", "pgd": "#0065B3", "sq": "#CC8200", "nsq": "#B5251F", "fgsm_rs": "#1E9990"}
 MARKERS = {"natural": "X", "pgd": "s", "sq": "^", "nsq": "o", "fgsm_rs": "v"}
 SETTING_LABELS = {"pgd": "PGD", "bpda": "BPDA", "bpda_ste": "straight-through BPDA", "zbox": "exact box"}
@@ -53,22 +62,56 @@ def look(
     "Label, colour and marker of each model."
     others = [m for m in dict.fromkeys(models) if m not in MODELS]
     spare = {m: (EXTRA_COLORS[i % 3], EXTRA_MARKERS[i % 3]) for i, m in enumerate(others)}
-    return {m: {"label": LABELS.get(m, m), "color": COLORS.get(m) or spare[m][0], "marker": MARKERS.get(m) or spare[m][1]}
-            for m in [*(m for m in MODELS if m in models), *others]}
+    return {
+        m: {"label": LABELS.get(m, m), "color": COLORS.get(m) or spare[m][0], "marker": MARKERS.get(m) or spare[m][1]}
+        for m in [*(m for m in MODELS if m in models), *others]
+    }
 
 # %% ../nbs/plots.ipynb #081fc106
 def style():
     "Context manager: the settings every figure here is drawn with. Nothing outside the `with` block changes."
-    return mpl.rc_context({
-        **sns.axes_style("ticks"),
-        "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "mathtext.fontset": "dejavusans", "font.size": 8,
-        "axes.titlesize": 8.5, "axes.labelsize": 8, "axes.linewidth": .6, "axes.edgecolor": GREY, "axes.titlepad": 5,
-        "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E4E4E4", "grid.linewidth": .5, "axes.spines.right": False, "axes.spines.top": False,
-        "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": "#222222", "ytick.labelcolor": "#222222",
-        "xtick.major.size": 2.5, "ytick.major.size": 2.5, "xtick.major.width": .6, "ytick.major.width": .6,
-        "lines.linewidth": 1.4, "lines.markersize": 3.8, "legend.frameon": False, "legend.fontsize": 7.5, "legend.handlelength": 2.2,
-        "figure.dpi": 150, "figure.facecolor": "white", "savefig.facecolor": "white", "figure.constrained_layout.use": True,
-        "svg.fonttype": "path", "svg.hashsalt": "nsq-repro", "pdf.fonttype": 42})
+    return mpl.rc_context(
+        {
+            **sns.axes_style("ticks"),
+            "font.family": "sans-serif",
+            "font.sans-serif": ["DejaVu Sans"],
+            "mathtext.fontset": "dejavusans",
+            "font.size": 8,
+            "axes.titlesize": 8.5,
+            "axes.labelsize": 8,
+            "axes.linewidth": 0.6,
+            "axes.edgecolor": GREY,
+            "axes.titlepad": 5,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#E4E4E4",
+            "grid.linewidth": 0.5,
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "xtick.labelsize": 7.5,
+            "ytick.labelsize": 7.5,
+            "xtick.color": GREY,
+            "ytick.color": GREY,
+            "xtick.labelcolor": "#222222",
+            "ytick.labelcolor": "#222222",
+            "xtick.major.size": 2.5,
+            "ytick.major.size": 2.5,
+            "xtick.major.width": 0.6,
+            "ytick.major.width": 0.6,
+            "lines.linewidth": 1.4,
+            "lines.markersize": 3.8,
+            "legend.frameon": False,
+            "legend.fontsize": 7.5,
+            "legend.handlelength": 2.2,
+            "figure.dpi": 150,
+            "figure.facecolor": "white",
+            "savefig.facecolor": "white",
+            "figure.constrained_layout.use": True,
+            "svg.fonttype": "path",
+            "svg.hashsalt": "nsq-repro",
+            "pdf.fonttype": 42,
+        }
+    )
 
 # %% ../nbs/plots.ipynb #3b8d8582
 def styled(draw):
@@ -92,8 +135,13 @@ def caption(
 ) -> str:  # one sentence
     "Where a record's numbers come from."
     data, device = record.get("data", {}), record.get("provenance", {}).get("device")
-    parts = [data.get("title"), data.get("split") and f"{data['split']} split", data.get("n") and f"n = {data['n']:,}",
-             None if record.get("seed") is None else f"seed {record['seed']}", device]
+    parts = [
+        data.get("title"),
+        data.get("split") and f"{data['split']} split",
+        data.get("n") and f"n = {data['n']:,}",
+        None if record.get("seed") is None else f"seed {record['seed']}",
+        device,
+    ]
     head = f"Scale {record['scale']}" if record.get("scale") else ""
     return ": ".join(p for p in (head, ", ".join(p for p in parts if p)) if p) + "."
 
@@ -113,17 +161,34 @@ def fig2(
     "Figure 2: the soft-quantization function (left) and its true derivative (right)."
     x, ink, peak = _grid(K, alpha), COLORS["nsq"], alpha / (4 * K)
     fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6))
-    left.plot([0, 1], [0, 1], color="#999999", lw=.8, ls=(0, (4, 3)))
+    left.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls=(0, (4, 3)))
     left.plot(x, soft_quantize(x, K, alpha), color=ink)
-    left.set(title=f"$S(x)$, $K={K}$, $\\alpha={alpha:.10g}$", xlabel="$x$", ylabel="$S(x)$", xlim=(0, 1), ylim=(-.02, 1.02))
+    left.set(
+        title=f"$S(x)$, $K={K}$, $\\alpha={alpha:.10g}$", xlabel="$x$", ylabel="$S(x)$", xlim=(0, 1), ylim=(-0.02, 1.02)
+    )
     right.plot(x, soft_quantize_derivative(x, K, alpha), color=ink, lw=1.1)
-    right.axhline(peak, color=GREY, lw=.7, ls=(0, (4, 3)))
-    right.annotate(rf"$\alpha/(4K)={peak:g}$", (1, peak), xytext=(0, 3), textcoords="offset points", ha="right", va="bottom", fontsize=7.5, bbox={"fc": "white", "ec": "none", "pad": .8})
-    right.set(title=r"$S\,'(x)=\frac{\alpha}{K}\,\sigma(v)(1-\sigma(v))$, $v=\alpha(x-\frac{2k+1}{2K})$", xlabel="$x$", ylabel=r"$S\,'(x)$", xlim=(0, 1), ylim=(-.02 * peak, 1.2 * peak))
+    right.axhline(peak, color=GREY, lw=0.7, ls=(0, (4, 3)))
+    right.annotate(
+        rf"$\alpha/(4K)={peak:g}$",
+        (1, peak),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=7.5,
+        bbox={"fc": "white", "ec": "none", "pad": 0.8},
+    )
+    right.set(
+        title=r"$S\,'(x)=\frac{\alpha}{K}\,\sigma(v)(1-\sigma(v))$, $v=\alpha(x-\frac{2k+1}{2K})$",
+        xlabel="$x$",
+        ylabel=r"$S\,'(x)$",
+        xlim=(0, 1),
+        ylim=(-0.02 * peak, 1.2 * peak),
+    )
     for ax in (left, right):
         ax.grid(False)
         for t in thresholds(K).tolist():
-            ax.axvline(t, color="#D0D0D0", lw=.6, zorder=0)
+            ax.axvline(t, color="#D0D0D0", lw=0.6, zorder=0)
     return fig
 
 # %% ../nbs/plots.ipynb #a6d25d5b
@@ -135,7 +200,9 @@ def occupied_share(
     "Share of the cells that hold at least one point."
     points = np.asarray(xy, dtype=float).reshape(-1, 2)
     if np.abs(points).max() > eps * (1 + 1e-5):
-        raise ValueError(f"xy leaves the square: |xy| is up to {np.abs(points).max():.4g}, allowed is eps = {eps:.4g}; pass x_t - x, in the units of eps")
+        raise ValueError(
+            f"xy leaves the square: |xy| is up to {np.abs(points).max():.4g}, allowed is eps = {eps:.4g}; pass x_t - x, in the units of eps"
+        )
     cell = np.clip(np.floor((points / eps + 1) / 2 * bins), 0, bins - 1)
     return len(np.unique(cell, axis=0)) / bins**2
 
@@ -148,12 +215,29 @@ def _plane(ax, path, record, share):
     xy, eps, bins = np.asarray(path["xy"], dtype=float), record["eps"], record.get("bins", 20)
     step = np.broadcast_to(np.arange(xy.shape[1]), xy.shape[:2])
     for edge in np.linspace(-eps, eps, bins + 1):
-        ax.plot([edge, edge], [-eps, eps], color="#E4E4E4", lw=.4, zorder=0)
-        ax.plot([-eps, eps], [edge, edge], color="#E4E4E4", lw=.4, zorder=0)
-    dots = ax.scatter(xy[..., 0], xy[..., 1], c=step, s=5, lw=0, cmap=sns.color_palette("flare", as_cmap=True), rasterized=True, clip_on=False)
+        ax.plot([edge, edge], [-eps, eps], color="#E4E4E4", lw=0.4, zorder=0)
+        ax.plot([-eps, eps], [edge, edge], color="#E4E4E4", lw=0.4, zorder=0)
+    dots = ax.scatter(
+        xy[..., 0],
+        xy[..., 1],
+        c=step,
+        s=5,
+        lw=0,
+        cmap=sns.color_palette("flare", as_cmap=True),
+        rasterized=True,
+        clip_on=False,
+    )
     names = record.get("axes", ("coordinate 1", "coordinate 2"))
-    ax.set(title=f"{STARTS[path['start']]}: {100 * share:.0f} % of cells", xlabel=names[0], ylabel=names[1], aspect="equal",
-           xlim=(-1.04 * eps, 1.04 * eps), ylim=(-1.04 * eps, 1.04 * eps), xticks=[-eps, 0, eps], yticks=[-eps, 0, eps])
+    ax.set(
+        title=f"{STARTS[path['start']]}: {100 * share:.0f} % of cells",
+        xlabel=names[0],
+        ylabel=names[1],
+        aspect="equal",
+        xlim=(-1.04 * eps, 1.04 * eps),
+        ylim=(-1.04 * eps, 1.04 * eps),
+        xticks=[-eps, 0, eps],
+        yticks=[-eps, 0, eps],
+    )
     ax.set_xticklabels([f"−{eps:g}", "0", f"{eps:g}"])
     ax.set_yticklabels([f"−{eps:g}", "0", f"{eps:g}"])
     ax.grid(False)
@@ -165,19 +249,52 @@ def _occupancy_bars(ax, shares, uniform):
     "Share of occupied cells: a pair of bars for each model."
     looks = look([m for m, _ in shares])
     for row, (model, kind) in enumerate(looks.items()):
-        for offset, start in ((-.19, "clean"), (.19, "random")):
+        for offset, start in ((-0.19, "clean"), (0.19, "random")):
             if (model, start) in shares:
                 value = shares[model, start]
-                ax.barh(row + offset, value, .34, facecolor=kind["color"] if start == "random" else "white", edgecolor=kind["color"], lw=.9)
-                ax.annotate(f"{100 * value:.0f} %", (value, row + offset), xytext=(3, 0), textcoords="offset points", va="center", fontsize=6.5)
-    ax.axvline(uniform, color=GREY, lw=.8, ls=(0, (4, 3)))
-    ax.set(yticks=range(len(looks)), yticklabels=[k["label"] for k in looks.values()], xlim=(0, 1.2), xticks=[0, .5, 1], xlabel="share of cells occupied", ylim=(len(looks) - .45, -.55))
+                ax.barh(
+                    row + offset,
+                    value,
+                    0.34,
+                    facecolor=kind["color"] if start == "random" else "white",
+                    edgecolor=kind["color"],
+                    lw=0.9,
+                )
+                ax.annotate(
+                    f"{100 * value:.0f} %",
+                    (value, row + offset),
+                    xytext=(3, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=6.5,
+                )
+    ax.axvline(uniform, color=GREY, lw=0.8, ls=(0, (4, 3)))
+    ax.set(
+        yticks=range(len(looks)),
+        yticklabels=[k["label"] for k in looks.values()],
+        xlim=(0, 1.2),
+        xticks=[0, 0.5, 1],
+        xlabel="share of cells occupied",
+        ylim=(len(looks) - 0.45, -0.55),
+    )
     ax.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, 0, " %"))
     ax.tick_params(axis="y", length=0)
     ax.grid(False)
-    handles = [Patch(facecolor="white", edgecolor=GREY, label=STARTS["clean"]), Patch(facecolor=GREY, edgecolor=GREY, label=STARTS["random"]),
-               Line2D([], [], color=GREY, lw=.8, ls=(0, (4, 3)), label="as many uniform points")]
-    ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(.4, 1.0), ncols=1, fontsize=6.5, handlelength=1.6, labelspacing=.25, borderaxespad=.2)
+    handles = [
+        Patch(facecolor="white", edgecolor=GREY, label=STARTS["clean"]),
+        Patch(facecolor=GREY, edgecolor=GREY, label=STARTS["random"]),
+        Line2D([], [], color=GREY, lw=0.8, ls=(0, (4, 3)), label="as many uniform points"),
+    ]
+    ax.legend(
+        handles=handles,
+        loc="lower center",
+        bbox_to_anchor=(0.4, 1.0),
+        ncols=1,
+        fontsize=6.5,
+        handlelength=1.6,
+        labelspacing=0.25,
+        borderaxespad=0.2,
+    )
 
 # %% ../nbs/plots.ipynb #e7e67d7e
 @styled
@@ -190,12 +307,22 @@ def fig1(
     model = model or record["paths"][0]["model"]
     drawn = [paths[model, s] for s in STARTS if (model, s) in paths]
     if not drawn:
-        raise ValueError(f"model is {model!r}, but the record holds paths of {sorted({m for m, _ in paths})} only; choose one of them")
+        raise ValueError(
+            f"model is {model!r}, but the record holds paths of {sorted({m for m, _ in paths})} only; choose one of them"
+        )
     eps, bins = record["eps"], record.get("bins", 20)
     shares = {key: p["occupied"] if "occupied" in p else occupied_share(p["xy"], eps, bins) for key, p in paths.items()}
-    fig, axes = plt.subplots(1, len(drawn) + 1, figsize=(7, 2.95), width_ratios=[1] * len(drawn) + [.8])
+    fig, axes = plt.subplots(1, len(drawn) + 1, figsize=(7, 2.95), width_ratios=[1] * len(drawn) + [0.8])
     dots = [_plane(ax, p, record, shares[model, p["start"]]) for ax, p in zip(axes, drawn)]
-    fig.colorbar(dots[-1], ax=axes[: len(drawn)], label=f"step $t$ ({look([model])[model]['label']})", aspect=30, shrink=.8, pad=.02, location="bottom")
+    fig.colorbar(
+        dots[-1],
+        ax=axes[: len(drawn)],
+        label=f"step $t$ ({look([model])[model]['label']})",
+        aspect=30,
+        shrink=0.8,
+        pad=0.02,
+        location="bottom",
+    )
     points = np.asarray(drawn[-1]["xy"]).size // 2
     _occupancy_bars(axes[-1], shares, 1 - (1 - 1 / bins**2) ** points)
     note = f" {record['note']}" if record.get("note") else ""
@@ -215,7 +342,9 @@ def panel_series(
     accounting: str = "last",  # 'last' or 'worst'
 ) -> list[dict]:  # series in the order of MODELS
     "The curves of one panel. Raises ValueError when the record has none."
-    found = {(s["model"], s["setting"]): s for s in record["series"] if s["loss"] == loss and s["accounting"] == accounting}
+    found = {
+        (s["model"], s["setting"]): s for s in record["series"] if s["loss"] == loss and s["accounting"] == accounting
+    }
     curves = []
     for model in look([m for m, _ in found]):
         own = [s for s in ((setting, "bpda_ste") if setting == "bpda" else (setting,)) if (model, s) in found]
@@ -223,7 +352,9 @@ def panel_series(
         curves += [found[model, s] for s in own or ([] if layered or (model, "pgd") not in found else ["pgd"])]
     if not curves:
         have = sorted({(s["setting"], s["loss"], s["accounting"]) for s in record["series"]})
-        raise ValueError(f"no series for setting {setting!r}, loss {loss!r}, accounting {accounting!r}; the record has {have}")
+        raise ValueError(
+            f"no series for setting {setting!r}, loss {loss!r}, accounting {accounting!r}; the record has {have}"
+        )
     return curves
 
 # %% ../nbs/plots.ipynb #7014b85a
@@ -234,10 +365,18 @@ def printed_value(
 ) -> dict | None:  # the entry, or None where the paper prints nothing
     "What the paper prints for a measured point. Raises ValueError when `paper` mixes data sets."
     if len(names := {p.get("dataset") for p in paper} - {None}) > 1:
-        raise ValueError(f"paper holds entries of {sorted(names)}; pass those of one data set, for example records.paper(dataset='mnist')")
+        raise ValueError(
+            f"paper holds entries of {sorted(names)}; pass those of one data set, for example records.paper(dataset='mnist')"
+        )
     for p in paper:
-        if (p["kind"] == "measured" and p.get("metric") == "accuracy" and p.get("model") == series["model"] and p.get("setting") == series["setting"]
-                and p.get("loss") in (None, series["loss"]) and abs(p["eps"] - eps) < 1e-6):
+        if (
+            p["kind"] == "measured"
+            and p.get("metric") == "accuracy"
+            and p.get("model") == series["model"]
+            and p.get("setting") == series["setting"]
+            and p.get("loss") in (None, series["loss"])
+            and abs(p["eps"] - eps) < 1e-6
+        ):
             return p
     return None
 
@@ -256,27 +395,43 @@ def _spread(heights, gap):
 def _curve(ax, series, kind, unit):
     "One accuracy curve with its band."
     x, ste = np.asarray(series["eps"]) * unit, series["setting"] == "bpda_ste"
-    ax.fill_between(x, 100 * np.asarray(series["low"]), 100 * np.asarray(series["high"]), color=kind["color"], alpha=.16, lw=0)
-    ax.plot(x, 100 * np.asarray(series["accuracy"]), color=kind["color"], marker=kind["marker"], ls=(0, (3.2, 1.6)) if ste else "-", clip_on=False, zorder=3,
-            mfc="white" if ste else kind["color"], mew=.9 if ste else 0, label=f"{kind['label']} {SETTING_LABELS[series['setting']]}")
+    ax.fill_between(
+        x, 100 * np.asarray(series["low"]), 100 * np.asarray(series["high"]), color=kind["color"], alpha=0.16, lw=0
+    )
+    ax.plot(
+        x,
+        100 * np.asarray(series["accuracy"]),
+        color=kind["color"],
+        marker=kind["marker"],
+        ls=(0, (3.2, 1.6)) if ste else "-",
+        clip_on=False,
+        zorder=3,
+        mfc="white" if ste else kind["color"],
+        mew=0.9 if ste else 0,
+        label=f"{kind['label']} {SETTING_LABELS[series['setting']]}",
+    )
 
 # %% ../nbs/plots.ipynb #4678321d
 def _free_place(curves, unit):
     "Largest rectangle (left, bottom, width, height; shares of the panel) that no curve or band passes through, or None."
     first = np.asarray(curves[0]["eps"]) * unit
     at = np.linspace(0, 1, 200)
-    heights = np.stack([np.interp(at, (first - first.min()) / np.ptp(first), s[k]) for s in curves for k in ("low", "high")])
-    places = itertools.product((.12, .2, .3, .4, .5, .6), (.1, .16, .24, .32, .4), (.34, .4, .5, .6), (.28, .34, .4, .5))
+    heights = np.stack(
+        [np.interp(at, (first - first.min()) / np.ptp(first), s[k]) for s in curves for k in ("low", "high")]
+    )
+    places = itertools.product(
+        (0.12, 0.2, 0.3, 0.4, 0.5, 0.6), (0.1, 0.16, 0.24, 0.32, 0.4), (0.34, 0.4, 0.5, 0.6), (0.28, 0.34, 0.4, 0.5)
+    )
     for left, bottom, width, height in sorted(places, key=lambda p: -p[2] * p[3]):
-        h = heights[:, (at > left - .1) & (at < left + width + .01)]
-        if left + width <= .975 and ((h > bottom + height + .1) | (h < bottom - .03)).all():
+        h = heights[:, (at > left - 0.1) & (at < left + width + 0.01)]
+        if left + width <= 0.975 and ((h > bottom + height + 0.1) | (h < bottom - 0.03)).all():
             return left, bottom, width, height
     return None
 
 
 def _magnify(ax, curves, looks, unit):
     "An inset of the top of a panel, when at least three curves stay above 80 %."
-    crowd = [s for s in curves if min(s["low"]) > .8]
+    crowd = [s for s in curves if min(s["low"]) > 0.8]
     place = _free_place(curves, unit) if len(crowd) >= 3 else None
     if place is None:
         return
@@ -287,7 +442,12 @@ def _magnify(ax, curves, looks, unit):
         line.set(markersize=2.6, linewidth=1.1)
     floor = 5 * math.floor(20 * min(min(s["low"]) for s in crowd))
     ends = np.asarray(crowd[0]["eps"]) * unit
-    inset.set(ylim=(floor, 100), xlim=(ends.min(), ends.max()), yticks=range(floor, 101, 5 if floor >= 80 else 10), xticks=ends)
+    inset.set(
+        ylim=(floor, 100),
+        xlim=(ends.min(), ends.max()),
+        yticks=range(floor, 101, 5 if floor >= 80 else 10),
+        xticks=ends,
+    )
     inset.tick_params(labelsize=6, length=1.5, pad=1.5)
     inset.tick_params(axis="x", labelbottom=False)
     inset.set_title("enlarged", fontsize=6, color=GREY, pad=1.5)
@@ -295,10 +455,24 @@ def _magnify(ax, curves, looks, unit):
 # %% ../nbs/plots.ipynb #8d871d90
 def _printed_points(ax, curves, paper, looks, unit):
     "Diamonds where the paper prints a number, with the number beside them, at the right-hand edge."
-    points = [(p["eps"] * unit, p["value"], looks[s["model"]]["color"]) for s in curves for e in s["eps"] if (p := printed_value(paper, s, e))]
+    points = [
+        (p["eps"] * unit, p["value"], looks[s["model"]]["color"])
+        for s in curves
+        for e in s["eps"]
+        if (p := printed_value(paper, s, e))
+    ]
     for (x, value, color), height in zip(points, _spread([v for _, v, _ in points], 7)):
         ax.plot(x, value, marker="d", ms=7.5, mfc="none", mec=color, mew=1.2, ls="none", clip_on=False, zorder=5)
-        ax.annotate(f"{value:.2f}", (x, value), xytext=(1.035, height), textcoords=("axes fraction", "data"), color=color, fontsize=6.5, va="center", annotation_clip=False)
+        ax.annotate(
+            f"{value:.2f}",
+            (x, value),
+            xytext=(1.035, height),
+            textcoords=("axes fraction", "data"),
+            color=color,
+            fontsize=6.5,
+            va="center",
+            annotation_clip=False,
+        )
     return len(points)
 
 # %% ../nbs/plots.ipynb #84c787c2
@@ -306,20 +480,35 @@ def _accuracy_legend(fig, looks, drawn, printed):
     "One legend above the panels: models, then line styles."
     handles = [Line2D([], [], color=k["color"], marker=k["marker"], mew=0, label=k["label"]) for k in looks.values()]
     if "bpda_ste" in drawn:
-        handles += [Line2D([], [], color=GREY, label="BPDA (crafted on $F$)"), Line2D([], [], color=GREY, ls=(0, (3.2, 1.6)), marker="o", mfc="white", mew=.9, label="straight-through BPDA")]
+        handles += [
+            Line2D([], [], color=GREY, label="BPDA (crafted on $F$)"),
+            Line2D(
+                [], [], color=GREY, ls=(0, (3.2, 1.6)), marker="o", mfc="white", mew=0.9, label="straight-through BPDA"
+            ),
+        ]
     if printed:
-        handles += [Line2D([], [], ls="none", marker="d", ms=7, mfc="none", mec=GREY, mew=1.1, label="printed in the paper")]
+        handles += [
+            Line2D([], [], ls="none", marker="d", ms=7, mfc="none", mec=GREY, mew=1.1, label="printed in the paper")
+        ]
     rows = [handles[: len(looks)], handles[len(looks) :]]
     width, blank = max(map(len, rows)), Line2D([], [], ls="none", label=" ")
     rows = [row + [blank] * (width - len(row)) for row in rows if row]
-    fig.legend(handles=[h for column in zip(*rows) for h in column], loc="outside upper center", ncols=width, columnspacing=1.4, borderaxespad=.2)
+    fig.legend(
+        handles=[h for column in zip(*rows) for h in column],
+        loc="outside upper center",
+        ncols=width,
+        columnspacing=1.4,
+        borderaxespad=0.2,
+    )
 
 # %% ../nbs/plots.ipynb #c2155d4a
 def _attack_words(record, accounting, unit):
     "The part of the caption line that the attack decides."
     attack = record.get("attack") or record.get("specs", {}).get("attack") or {}
     scaled = lambda value: f"{value * unit:g}/255" if unit == 255 else f"{value:g}"
-    steps = f"{attack['steps']} steps of {scaled(attack['step_size'])}; " if {"steps", "step_size"} <= set(attack) else ""
+    steps = (
+        f"{attack['steps']} steps of {scaled(attack['step_size'])}; " if {"steps", "step_size"} <= set(attack) else ""
+    )
     return f"{steps}{ACCOUNTING_LABELS[accounting]}; bands: 95 % Wilson intervals."
 
 # %% ../nbs/plots.ipynb #92e2054b
@@ -343,7 +532,12 @@ def fig_accuracy(
             _curve(ax, s, looks[s["model"]], eps_unit)
         printed += _printed_points(ax, curves, paper, looks, eps_unit)
         _magnify(ax, curves, looks, eps_unit)
-        ax.set(title=f"{SETTING_LABELS[setting]} on {LOSS_LABELS[loss]}".replace("∞", r"$_\infty$"), xticks=ticks, ylim=(0, 100), xlim=(ticks.min(), ticks.max()))
+        ax.set(
+            title=f"{SETTING_LABELS[setting]} on {LOSS_LABELS[loss]}".replace("∞", r"$_\infty$"),
+            xticks=ticks,
+            ylim=(0, 100),
+            xlim=(ticks.min(), ticks.max()),
+        )
     for ax in axes[-1]:
         ax.set_xlabel(x_label or ("$\\varepsilon$ (grey levels of 255)" if eps_unit == 255 else "$\\varepsilon$"))
     for ax in axes[:, 0]:
@@ -375,7 +569,10 @@ def level_looks(
     "Label, colour and marker of each K: the more levels, the darker."
     Ks = sorted(set(Ks))
     shades = sns.color_palette("flare", max(len(Ks), 2)).as_hex()
-    return {K: {"label": f"K = {K}", "color": shades[i], "marker": LEVEL_MARKERS[i % len(LEVEL_MARKERS)]} for i, K in enumerate(Ks)}
+    return {
+        K: {"label": f"K = {K}", "color": shades[i], "marker": LEVEL_MARKERS[i % len(LEVEL_MARKERS)]}
+        for i, K in enumerate(Ks)
+    }
 
 # %% ../nbs/plots.ipynb #818e8ddd
 @styled
@@ -387,21 +584,37 @@ def fig_levels(
     eps_unit: float = 255,  # 255: ε in grey levels
 ) -> mpl.figure.Figure:
     "Figures 5 to 7: accuracy (%) of NSQ against ε, one curve for each K, with 95 % Wilson bands. Raises ValueError where a loss has no curve."
-    panels = {l: sorted((s for s in record["series"] if (s["loss"], s["accounting"]) == (l, accounting)), key=lambda s: s["K"]) for l in losses}
+    panels = {
+        l: sorted(
+            (s for s in record["series"] if (s["loss"], s["accounting"]) == (l, accounting)), key=lambda s: s["K"]
+        )
+        for l in losses
+    }
     if not all(panels.values()):
-        raise ValueError(f"no series for loss {[l for l in losses if not panels[l]][0]!r}, accounting {accounting!r}; the record has {sorted({(s['loss'], s['accounting']) for s in record['series']})}")
+        raise ValueError(
+            f"no series for loss {[l for l in losses if not panels[l]][0]!r}, accounting {accounting!r}; the record has {sorted({(s['loss'], s['accounting']) for s in record['series']})}"
+        )
     looks, own = level_looks([s["K"] for s in record["series"]]), printed_levels()
     ticks = np.asarray(next(iter(panels.values()))[0]["eps"]) * eps_unit
     fig, axes = plt.subplots(1, len(losses), figsize=(7, 3.1), sharey=True, squeeze=False)
     for ax, (loss, curves) in zip(axes.flat, panels.items()):
         for s in curves:
             _curve(ax, s, looks[s["K"]], eps_unit)
-        _printed_points(ax, [s for s in curves if (s["K"], s["alpha"]) == own], paper, {"nsq": looks.get(own[0])}, eps_unit)
-        ax.set(title=f"{SETTING_LABELS[curves[0]['setting']]} on {LOSS_LABELS[loss]}, $\\alpha={record['spec']['alpha'] / 255:.10g}$×255".replace("∞", r"$_\infty$"),
-               xticks=ticks, ylim=(0, 100), xlim=(ticks.min(), ticks.max()), xlabel="$\\varepsilon$ (grey levels of 255)")
+        _printed_points(
+            ax, [s for s in curves if (s["K"], s["alpha"]) == own], paper, {"nsq": looks.get(own[0])}, eps_unit
+        )
+        ax.set(
+            title=f"{SETTING_LABELS[curves[0]['setting']]} on {LOSS_LABELS[loss]}, $\\alpha={record['spec']['alpha'] / 255:.10g}$×255".replace(
+                "∞", r"$_\infty$"
+            ),
+            xticks=ticks,
+            ylim=(0, 100),
+            xlim=(ticks.min(), ticks.max()),
+            xlabel="$\\varepsilon$ (grey levels of 255)",
+        )
     axes[0, 0].set_ylabel("accuracy (%)")
     handles = [Line2D([], [], color=k["color"], marker=k["marker"], mew=0, label=k["label"]) for k in looks.values()]
-    fig.legend(handles=handles, loc="outside upper center", ncols=len(looks), columnspacing=1.4, borderaxespad=.2)
+    fig.legend(handles=handles, loc="outside upper center", ncols=len(looks), columnspacing=1.4, borderaxespad=0.2)
     _footnote(fig, f"{caption(record)} {_attack_words(record, accounting, eps_unit)}")
     return fig
 
@@ -436,12 +649,16 @@ def fig_quantized_images(
     if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
         raise ValueError(f"x has shape {tuple(x.shape)}; allowed is (N, C, H, W) with C 1 or 3 and at least one image")
     x = x.float() / 255 if x.dtype == torch.uint8 else x.float().clamp(0, 1)
-    columns = columns or math.ceil(len(x) ** .5)
+    columns = columns or math.ceil(len(x) ** 0.5)
     unit = f"×{alpha_unit:g}" if alpha_unit != 1 else ""
-    blocks = [("original", x)] + [(f"$K={K}$, $\\alpha={a:.10g}${unit}", soft_quantize(x, K, a * alpha_unit)) for a in alphas]
+    blocks = [("original", x)] + [
+        (f"$K={K}$, $\\alpha={a:.10g}${unit}", soft_quantize(x, K, a * alpha_unit)) for a in alphas
+    ]
     height, width, _ = _tile(x, columns).shape
     rows = math.ceil(len(blocks) / 2)
-    fig, axes = plt.subplots(rows, 2, figsize=(7, rows * (3.4 * height / width + .26) + (.3 if title else .05)), squeeze=False)
+    fig, axes = plt.subplots(
+        rows, 2, figsize=(7, rows * (3.4 * height / width + 0.26) + (0.3 if title else 0.05)), squeeze=False
+    )
     for ax, (name, images) in zip(axes.flat, blocks):
         ax.imshow(_tile(images, columns), vmin=0, vmax=1, interpolation="nearest")
         ax.set_title(name)
@@ -457,16 +674,28 @@ def accuracy_rows(
     paper: list[dict] = (),  # entries of `records.paper(dataset=…)`
     accounting: str | None = None,  # 'last', 'worst' or None for both
     eps=None,  # which perturbations, in [0, 1]; None: all
-) -> list[dict]:  # model, setting, loss, accounting, eps, measured, low, high (in %), n, printed (in %, or None), claim, scale
+) -> list[
+    dict
+]:  # model, setting, loss, accounting, eps, measured, low, high (in %), n, printed (in %, or None), claim, scale
     "Every measured point with its interval, and the printed number where there is one."
     rows = []
     for s in record["series"]:
         for i, e in enumerate(s["eps"]):
             if accounting in (None, s["accounting"]) and (eps is None or any(abs(e - w) < 1e-6 for w in eps)):
                 claim = printed_value(paper, s, e) or {}
-                rows.append({**{k: s[k] for k in ("model", "setting", "loss", "accounting", "n")}, "eps": e, "scale": record["scale"],
-                             **{name: round(100 * s[k][i], 3) for name, k in (("measured", "accuracy"), ("low", "low"), ("high", "high"))},
-                             "printed": claim.get("value"), "claim": claim.get("id")})
+                rows.append(
+                    {
+                        **{k: s[k] for k in ("model", "setting", "loss", "accounting", "n")},
+                        "eps": e,
+                        "scale": record["scale"],
+                        **{
+                            name: round(100 * s[k][i], 3)
+                            for name, k in (("measured", "accuracy"), ("low", "low"), ("high", "high"))
+                        },
+                        "printed": claim.get("value"),
+                        "claim": claim.get("id"),
+                    }
+                )
     order = {m: i for i, m in enumerate(look([s["model"] for s in record["series"]]))}
     return sorted(rows, key=lambda r: (order[r["model"]], list(SETTING_LABELS).index(r["setting"])))
 
@@ -477,9 +706,20 @@ def table_markdown(
 ) -> str:  # a pipe table; columns that hold numbers only are right-aligned
     "Rows as a Markdown table."
     columns = dict(columns) if isinstance(columns, dict) else {c: c for c in columns}
-    text = lambda v: "–" if v is None else f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else f"{v:g}" if isinstance(v, float) else str(v).replace("|", "\\|")
+    text = lambda v: (
+        "–"
+        if v is None
+        else f"{v:,}"
+        if isinstance(v, int) and not isinstance(v, bool)
+        else f"{v:g}"
+        if isinstance(v, float)
+        else str(v).replace("|", "\\|")
+    )
     numeric = lambda c: all(isinstance(r.get(c), (int, float, type(None))) for r in rows)
-    lines = ["| " + " | ".join(columns.values()) + " |", "|" + "|".join("--:" if numeric(c) else ":--" for c in columns) + "|"]
+    lines = [
+        "| " + " | ".join(columns.values()) + " |",
+        "|" + "|".join("--:" if numeric(c) else ":--" for c in columns) + "|",
+    ]
     return "\n".join(lines + ["| " + " | ".join(text(r.get(c)) for c in columns) + " |" for r in rows])
 
 # %% ../nbs/plots.ipynb #002e2c72
@@ -494,27 +734,48 @@ def accuracy_table(
     eps = max(max(s["eps"]) for s in record["series"]) if eps is None else eps
     size = f"{eps * eps_unit:g}/255" if eps_unit == 255 else f"{eps:g}"
     cells, losses = {}, {}
-    for r in accuracy_rows(record, paper, accounting, (0., eps)):
-        row = cells.setdefault((r["model"], r["setting"]), {"model": LABELS.get(r["model"], r["model"]), "setting": SETTING_LABELS[r["setting"]], "n": r["n"]})
+    for r in accuracy_rows(record, paper, accounting, (0.0, eps)):
+        row = cells.setdefault(
+            (r["model"], r["setting"]),
+            {"model": LABELS.get(r["model"], r["model"]), "setting": SETTING_LABELS[r["setting"]], "n": r["n"]},
+        )
         row["clean" if r["eps"] == 0 else r["loss"]] = f"{r['measured']:.1f} ({r['low']:.1f}–{r['high']:.1f})"
         if r["eps"] and r["printed"] is not None:
             row["printed"] = f"{r['printed']:.2f}"
         losses[r["loss"]] = f"{LOSS_LABELS[r['loss']]}, ε = {size}"
-    columns = {"model": "model", "setting": "attack", "clean": "clean", **losses, "printed": f"paper, ε = {size}", "n": "n"}
+    columns = {
+        "model": "model",
+        "setting": "attack",
+        "clean": "clean",
+        **losses,
+        "printed": f"paper, ε = {size}",
+        "n": "n",
+    }
     below = f"Accuracy in %, with 95 % Wilson intervals; {ACCOUNTING_LABELS[accounting]}. {caption(record)}"
     return f"{table_markdown(list(cells.values()), columns)}\n\n{below}"
 
 # %% ../nbs/plots.ipynb #b9b823e7
 def cost_rows(
     cost: dict,  # record of `training_cost`: 'specs' and 'seconds_per_iteration', by model; one of the models is nsq
-) -> list[dict]:  # model, steps; ms an image and cost relative to nsq, each as the median, least and most over the turns
+) -> list[
+    dict
+]:  # model, steps; ms an image and cost relative to nsq, each as the median, least and most over the turns
     "Training cost per image, beside that of NSQ."
-    per_image = {m: [s / cost["specs"][m]["batch_size"] for s in times] for m, times in cost["seconds_per_iteration"].items()}
+    per_image = {
+        m: [s / cost["specs"][m]["batch_size"] for s in times] for m, times in cost["seconds_per_iteration"].items()
+    }
     rows = []
     for m in look(per_image):
         times, row = per_image[m], {"model": m, "steps": cost["specs"][m]["steps"]}
-        for name, values in (("ms", [1e3 * t for t in times]), ("ratio", [t / nsq for t, nsq in zip(times, per_image["nsq"])])):
-            row |= {name: round(median(values), 4), f"{name}_low": round(min(values), 4), f"{name}_high": round(max(values), 4)}
+        for name, values in (
+            ("ms", [1e3 * t for t in times]),
+            ("ratio", [t / nsq for t, nsq in zip(times, per_image["nsq"])]),
+        ):
+            row |= {
+                name: round(median(values), 4),
+                f"{name}_low": round(min(values), 4),
+                f"{name}_high": round(max(values), 4),
+            }
         rows.append(row)
     return rows
 
@@ -524,12 +785,34 @@ def cost_table(
     experiment: str = "mnist",  # or 'cifar': whose printed times stand below
 ) -> str:  # Markdown
     "Training cost of each model beside what the paper prints."
-    median_range = lambda r, name, digits: f"{r[name]:.{digits}f} ({r[f'{name}_low']:.{digits}f}–{r[f'{name}_high']:.{digits}f})"
-    cells = [{"model": LABELS.get(r["model"], r["model"]), "steps": r["steps"], "ms": median_range(r, "ms", 2), "ratio": median_range(r, "ratio", 1)} for r in cost_rows(cost)]
-    columns = {"model": "model", "steps": "attack steps", "ms": "ms an image, median (range)", "ratio": "cost relative to NSQ"}
-    turns, printed = len(cost["seconds_per_iteration"]["nsq"]), lambda id: "{value} {unit}".format(**records.paper(id=id)[0])
-    said = {"mnist": lambda: f"{printed('mnist-speedup')} for its two complete runs",
-            "cifar": lambda: f"{printed('cifar-time-nsq')} for NSQ and more than {printed('cifar-time-pgd-defense')} for PGD-Defense, in full"}[experiment]()
+    median_range = lambda r, name, digits: (
+        f"{r[name]:.{digits}f} ({r[f'{name}_low']:.{digits}f}–{r[f'{name}_high']:.{digits}f})"
+    )
+    cells = [
+        {
+            "model": LABELS.get(r["model"], r["model"]),
+            "steps": r["steps"],
+            "ms": median_range(r, "ms", 2),
+            "ratio": median_range(r, "ratio", 1),
+        }
+        for r in cost_rows(cost)
+    ]
+    columns = {
+        "model": "model",
+        "steps": "attack steps",
+        "ms": "ms an image, median (range)",
+        "ratio": "cost relative to NSQ",
+    }
+    turns, printed = (
+        len(cost["seconds_per_iteration"]["nsq"]),
+        lambda id: "{value} {unit}".format(**records.paper(id=id)[0]),
+    )
+    said = {
+        "mnist": lambda: f"{printed('mnist-speedup')} for its two complete runs",
+        "cifar": lambda: (
+            f"{printed('cifar-time-nsq')} for NSQ and more than {printed('cifar-time-pgd-defense')} for PGD-Defense, in full"
+        ),
+    }[experiment]()
     below = f"{turns} turns each; the paper prints {said}. {caption(cost)}"
     return f"{table_markdown(cells, columns)}\n\n{below}"
 
@@ -575,10 +858,12 @@ def grid_cells(
     alphas = sorted({a for _, a in found})
     Ks = [K for K in sorted({K for K, _ in found}) if all((K, a) in found for a in alphas)]
     if len(Ks) < 2 or len(alphas) < 2:
-        raise ValueError(f"a grid of {len(Ks)} K × {len(alphas)} α is complete for {loss!r}, {accounting!r}; 2 × 2 is the least that can be taken apart")
+        raise ValueError(
+            f"a grid of {len(Ks)} K × {len(alphas)} α is complete for {loss!r}, {accounting!r}; 2 × 2 is the least that can be taken apart"
+        )
     return Ks, alphas, found
 
-
+# %% ../nbs/plots.ipynb #d2e7abf3
 def grid_accuracies(
     record: dict,  # accuracy record; its series have K and alpha
     loss: str,  # 'ce' or 'cw'
@@ -589,9 +874,15 @@ def grid_accuracies(
     "Accuracies of the grid: as measured, and resampled. Raises ValueError for an unknown response or a grid that is too small."
     Ks, alphas, found = grid_cells(record, loss, accounting)
     eps = found[Ks[0], alphas[0]]["eps"]
-    radii = {"clean": [i for i, e in enumerate(eps) if e == 0], "largest": [len(eps) - 1], "mean": [i for i, e in enumerate(eps) if e > 0]}
+    radii = {
+        "clean": [i for i, e in enumerate(eps) if e == 0],
+        "largest": [len(eps) - 1],
+        "mean": [i for i, e in enumerate(eps) if e > 0],
+    }
     if not radii.get(response):
-        raise ValueError(f"response={response!r} is not there; choose one of {', '.join(k for k, v in radii.items() if v)}")
+        raise ValueError(
+            f"response={response!r} is not there; choose one of {', '.join(k for k, v in radii.items() if v)}"
+        )
     bits = lambda s: sum(records.unpack(s["outcomes"][i], s["n"]).astype(int) for i in radii[response])
     A = resampled([bits(found[K, a]) for K in Ks for a in alphas], draws) / len(radii[response])
     return Ks, alphas, A.reshape(-1, len(Ks), len(alphas))
@@ -610,7 +901,9 @@ def effects_rows(
     record: dict,  # accuracy record; its series have K and alpha
     accounting: str = "last",  # 'last' or 'worst'
     draws: int = 2000,  # of the bootstrap
-) -> list[dict]:  # response, loss, effect, size, low, high (points); change, change_low, change_high: from the least to the most of the factor
+) -> list[
+    dict
+]:  # response, loss, effect, size, low, high (points); change, change_low, change_high: from the least to the most of the factor
     "The grid taken apart, with 95 % intervals. The effect 'K-alpha' is the difference of the two sizes."
     rows = []
     for response, loss in RESPONSES:
@@ -618,9 +911,23 @@ def effects_rows(
         (a, b, _), sizes = two_way(A), effect_sizes(A)
         changes = {"K": a[:, -1] - a[:, 0], "alpha": b[:, -1] - b[:, 0]}
         for effect, samples in {**sizes, "K-alpha": sizes["K"] - sizes["alpha"]}.items():
-            size, change = _interval(samples), _interval(changes[effect]) if effect in changes else dict.fromkeys(("value", "low", "high"))
-            rows.append({"response": response, "loss": loss, "effect": effect, "size": size["value"], "low": size["low"], "high": size["high"],
-                         "change": change["value"], "change_low": change["low"], "change_high": change["high"]})
+            size, change = (
+                _interval(samples),
+                _interval(changes[effect]) if effect in changes else dict.fromkeys(("value", "low", "high")),
+            )
+            rows.append(
+                {
+                    "response": response,
+                    "loss": loss,
+                    "effect": effect,
+                    "size": size["value"],
+                    "low": size["low"],
+                    "high": size["high"],
+                    "change": change["value"],
+                    "change_low": change["low"],
+                    "change_high": change["high"],
+                }
+            )
     return rows
 
 # %% ../nbs/plots.ipynb #0db14321
@@ -632,7 +939,7 @@ def compared(
     for_K, for_alpha = sum(r["low"] > 0 for r in robust), sum(r["high"] < 0 for r in robust)
     return "K" if for_K == len(robust) else "alpha" if for_alpha == len(robust) else "", for_K, for_alpha, len(robust)
 
-
+# %% ../nbs/plots.ipynb #11b76876
 def effects_sentence(
     record: dict,  # accuracy record; its series have K and alpha, its spec {'K', 'alphas'}
     rows: list[dict],  # of `effects_rows`
@@ -641,16 +948,25 @@ def effects_sentence(
     winner, for_K, for_alpha, n = compared(rows)
     row = {(r["response"], r["loss"], r["effect"]): r for r in rows}
     size = lambda r: f"{r['size']:.1f} ({r['low']:.1f} to {r['high']:.1f})"
-    change = lambda r: f"{r['change']:+.1f} points ({r['change_low']:+.1f} to {r['change_high']:+.1f})".replace("-", "−")
+    change = lambda r: f"{r['change']:+.1f} points ({r['change_low']:+.1f} to {r['change_high']:+.1f})".replace(
+        "-", "−"
+    )
     s = next(s for s in record["series"])
     (Ks, alphas, _), eps = grid_cells(record, "ce", s["accounting"]), f"{255 * s['eps'][-1]:g}/255"
-    head = {"K": "**K matters more than α** here", "alpha": "**α matters more than K** here"}.get(winner, "**whether K or α matters more is not decided** here")
-    largest = " and ".join(f"{size(row['largest', l, 'K'])} points against {size(row['largest', l, 'alpha'])} on {LOSS_LABELS[l]}" for l in ("ce", "cw"))
+    head = {"K": "**K matters more than α** here", "alpha": "**α matters more than K** here"}.get(
+        winner, "**whether K or α matters more is not decided** here"
+    )
+    largest = " and ".join(
+        f"{size(row['largest', l, 'K'])} points against {size(row['largest', l, 'alpha'])} on {LOSS_LABELS[l]}"
+        for l in ("ce", "cw")
+    )
     rest = max((row[r, l, "interaction"] for r, l in RESPONSES if r != "clean"), key=lambda r: r["size"])
-    return (f"On {record['data']['title']} (scale {record['scale']}, n = {s['n']:,}), {head}: of {n} attacked responses $s_K$ is above $s_\\alpha$ in {for_K}, below in {for_alpha}, "
-            f"with intervals that exclude equality. At ε = {eps}, {largest}. From K = {Ks[0]} to {Ks[-1]} accuracy there changes by {change(row['largest', 'ce', 'K'])} on {LOSS_LABELS['ce']}, "
-            f"clean accuracy by {change(row['clean', 'ce', 'K'])}; from α = {alphas[0] / 255:.10g}×255 to {alphas[-1] / 255:.10g}×255 by {change(row['largest', 'ce', 'alpha'])} and {change(row['clean', 'ce', 'alpha'])}. "
-            f"Intervals are over test images. Each cell is one training; what trainings differ by among themselves is in the interaction, up to {size(rest)} points.")
+    return (
+        f"On {record['data']['title']} (scale {record['scale']}, n = {s['n']:,}), {head}: of {n} attacked responses $s_K$ is above $s_\\alpha$ in {for_K}, below in {for_alpha}, "
+        f"with intervals that exclude equality. At ε = {eps}, {largest}. From K = {Ks[0]} to {Ks[-1]} accuracy there changes by {change(row['largest', 'ce', 'K'])} on {LOSS_LABELS['ce']}, "
+        f"clean accuracy by {change(row['clean', 'ce', 'K'])}; from α = {alphas[0] / 255:.10g}×255 to {alphas[-1] / 255:.10g}×255 by {change(row['largest', 'ce', 'alpha'])} and {change(row['clean', 'ce', 'alpha'])}. "
+        f"Intervals are over test images. Each cell is one training; what trainings differ by among themselves is in the interaction, up to {size(rest)} points."
+    )
 
 # %% ../nbs/plots.ipynb #28adc517
 RESPONSE_LABELS = {"clean": "clean", "largest": "largest ε", "mean": "mean over ε > 0"}
@@ -664,11 +980,27 @@ def effects_table(
     "Sizes of the effects, then the sentence."
     cells = {}
     for r in rows:
-        cell = cells.setdefault((r["response"], r["loss"]), {"response": RESPONSE_LABELS[r["response"]] + ("" if r["response"] == "clean" else f", {LOSS_LABELS[r['loss']]}")})
+        cell = cells.setdefault(
+            (r["response"], r["loss"]),
+            {
+                "response": RESPONSE_LABELS[r["response"]]
+                + ("" if r["response"] == "clean" else f", {LOSS_LABELS[r['loss']]}")
+            },
+        )
         cell[r["effect"]] = f"{r['size']:.1f} ({r['low']:.1f} to {r['high']:.1f})".replace("-", "−")
         if r["effect"] in ("K", "alpha"):
-            cell[f"change {r['effect']}"] = f"{r['change']:+.1f} ({r['change_low']:+.1f} to {r['change_high']:+.1f})".replace("-", "−")
-    columns = {"response": "accuracy", "K": "size of K", "alpha": "size of α", "interaction": "K × α", "K-alpha": "K less α", "change K": "least to most K", "change alpha": "least to most α"}
+            cell[f"change {r['effect']}"] = (
+                f"{r['change']:+.1f} ({r['change_low']:+.1f} to {r['change_high']:+.1f})".replace("-", "−")
+            )
+    columns = {
+        "response": "accuracy",
+        "K": "size of K",
+        "alpha": "size of α",
+        "interaction": "K × α",
+        "K-alpha": "K less α",
+        "change K": "least to most K",
+        "change alpha": "least to most α",
+    }
     return f"{table_markdown(list(cells.values()), columns)}\n\nPoints of accuracy, root mean square, with 95 % bootstrap intervals over test images. {caption(record)}\n\n{effects_sentence(record, rows)}"
 
 # %% ../nbs/plots.ipynb #c95bf669
@@ -683,30 +1015,59 @@ def fig_effects(
     fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3), width_ratios=(1, 1.25))
     for i, (K, kind) in enumerate(level_looks(Ks).items()):
         v, low, high = (np.array([100 * found[K, a][k][-1] for a in alphas]) for k in ("accuracy", "low", "high"))
-        left.errorbar(np.arange(len(alphas)) + .04 * (i - len(Ks) / 2), v, yerr=[v - low, high - v], color=kind["color"], marker=kind["marker"], label=kind["label"], elinewidth=.9, clip_on=False)
-    left.set(title=f"accuracy (%), {LOSS_LABELS['ce']}, $\\varepsilon={255 * s['eps'][-1]:g}/255$", xticks=range(len(alphas)), xticklabels=[f"{a / 255:.10g}×255" for a in alphas], xlabel="$\\alpha$")
+        left.errorbar(
+            np.arange(len(alphas)) + 0.04 * (i - len(Ks) / 2),
+            v,
+            yerr=[v - low, high - v],
+            color=kind["color"],
+            marker=kind["marker"],
+            label=kind["label"],
+            elinewidth=0.9,
+            clip_on=False,
+        )
+    left.set(
+        title=f"accuracy (%), {LOSS_LABELS['ce']}, $\\varepsilon={255 * s['eps'][-1]:g}/255$",
+        xticks=range(len(alphas)),
+        xticklabels=[f"{a / 255:.10g}×255" for a in alphas],
+        xlabel="$\\alpha$",
+    )
     left.set_ylim(0, None)
     for i, (effect, color) in enumerate(zip(EFFECT_LABELS, (COLORS["nsq"], COLORS["pgd"], "#999999"))):
         own = [r for r in rows if r["effect"] == effect]
-        at = np.arange(len(own)) + .26 * (i - 1)
-        right.bar(at, [r["size"] for r in own], .24, color=color, label=EFFECT_LABELS[effect])
-        right.vlines(at, [r["low"] for r in own], [r["high"] for r in own], color="#222222", lw=.9)
-    names = [RESPONSE_LABELS[r].replace(" over", "\nover").replace("largest ε", "at\nlargest ε") + ("" if r == "clean" else f"\n{l.upper()}") for r, l in RESPONSES]
+        at = np.arange(len(own)) + 0.26 * (i - 1)
+        right.bar(at, [r["size"] for r in own], 0.24, color=color, label=EFFECT_LABELS[effect])
+        right.vlines(at, [r["low"] for r in own], [r["high"] for r in own], color="#222222", lw=0.9)
+    names = [
+        RESPONSE_LABELS[r].replace(" over", "\nover").replace("largest ε", "at\nlargest ε")
+        + ("" if r == "clean" else f"\n{l.upper()}")
+        for r, l in RESPONSES
+    ]
     right.set(title="size of the effect (points of accuracy)", xticks=range(len(RESPONSES)), xticklabels=names)
     right.tick_params(axis="x", length=0)
     right.set_ylim(0, None)
     for ax, place in ((left, "outside upper left"), (right, "outside upper right")):
-        fig.legend(*ax.get_legend_handles_labels(), loc=place, ncols=5, columnspacing=1.2, handlelength=1.4, borderaxespad=.2)
-    _footnote(fig, f"{caption(record)} Root mean square of main effects and interaction; bars: 95 % bootstrap intervals over test images. One training a cell.")
+        fig.legend(
+            *ax.get_legend_handles_labels(), loc=place, ncols=5, columnspacing=1.2, handlelength=1.4, borderaxespad=0.2
+        )
+    _footnote(
+        fig,
+        f"{caption(record)} Root mean square of main effects and interaction; bars: 95 % bootstrap intervals over test images. One training a cell.",
+    )
     return fig
 
 # %% ../nbs/plots.ipynb #3dabb28f
 def _scaled(eps, unit):
     return f"{eps * unit:g}/255" if unit == 255 else f"{eps:g}"
 
+
 def _attacked_there(top, n):
     "What attacks left of the first n images, in %."
-    return [100 * a for a in top["accuracy"]] if n == top["n"] else [100 * records.unpack(o, top["n"])[:n].mean() for o in top["outcomes"]]
+    return (
+        [100 * a for a in top["accuracy"]]
+        if n == top["n"]
+        else [100 * records.unpack(o, top["n"])[:n].mean() for o in top["outcomes"]]
+    )
+
 
 @styled
 def fig_bracket(
@@ -716,25 +1077,78 @@ def fig_bracket(
     unit, found = record["eps_unit"], {(s["model"], s["accounting"]): s for s in record["series"]}
     looks = look([m for m, _ in found])
     columns = min(len(looks), 3)
-    fig, axes = plt.subplots(math.ceil(len(looks) / columns), columns, figsize=(7, 2.1 * math.ceil(len(looks) / columns) + .5), sharex=True, sharey=True, squeeze=False)
-    for ax in axes.flat[len(looks):]: ax.axis("off")
+    fig, axes = plt.subplots(
+        math.ceil(len(looks) / columns),
+        columns,
+        figsize=(7, 2.1 * math.ceil(len(looks) / columns) + 0.5),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for ax in axes.flat[len(looks) :]:
+        ax.axis("off")
     for ax, (m, kind) in zip(axes.flat, looks.items()):
         top, low = found[m, "attacked"], found.get((m, "certified"))
         x = np.asarray(top["eps"]) * unit
-        if low: ax.fill_between(x, 100 * np.asarray(low["accuracy"]), _attacked_there(top, low["n"]), facecolor="none", edgecolor="#C8C8C8", hatch="////", lw=0)
+        if low:
+            ax.fill_between(
+                x,
+                100 * np.asarray(low["accuracy"]),
+                _attacked_there(top, low["n"]),
+                facecolor="none",
+                edgecolor="#C8C8C8",
+                hatch="////",
+                lw=0,
+            )
         for s, line in ((top, "-"), (low, (0, (3.2, 1.6)))):
             if s:
-                ax.fill_between(x, 100 * np.asarray(s["low"]), 100 * np.asarray(s["high"]), color=kind["color"], alpha=.16, lw=0)
-                ax.plot(x, 100 * np.asarray(s["accuracy"]), color=kind["color"], ls=line, marker=kind["marker"], mfc=kind["color"] if s is top else "white", mew=0 if s is top else .9, ms=3.2, clip_on=False)
+                ax.fill_between(
+                    x, 100 * np.asarray(s["low"]), 100 * np.asarray(s["high"]), color=kind["color"], alpha=0.16, lw=0
+                )
+                ax.plot(
+                    x,
+                    100 * np.asarray(s["accuracy"]),
+                    color=kind["color"],
+                    ls=line,
+                    marker=kind["marker"],
+                    mfc=kind["color"] if s is top else "white",
+                    mew=0 if s is top else 0.9,
+                    ms=3.2,
+                    clip_on=False,
+                )
         ax.set(title=kind["label"], ylim=(0, 100), xlim=(0, x.max()))
-    for ax in axes[:, 0]: ax.set_ylabel("accuracy (%)")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("accuracy (%)")
     for i in range(columns):
         lowest = [a for a in axes[:, i] if a.axison][-1]
         lowest.set_xlabel("$\\varepsilon$ (grey levels of 255)" if unit == 255 else "$\\varepsilon$")
         lowest.tick_params(labelbottom=True)
-    below, few = [s for s in record["series"] if s["accounting"] == "certified"], [(LABELS[s["model"]], s["n"]) for s in record["series"] if s["accounting"] == "certified" and s["n"] != found[s["model"], "attacked"]["n"]]
-    fig.legend(handles=[Line2D([], [], color=GREY, marker="o", mew=0, label="no attack broke it (upper bound)"), *([Line2D([], [], color=GREY, ls=(0, (3.2, 1.6)), marker="o", mfc="white", label="proven (lower bound)"),
-                        Patch(facecolor="none", edgecolor="#C8C8C8", hatch="////", label="not known")] if below else [])], loc="outside upper center", ncols=3, borderaxespad=.2)
+    below, few = (
+        [s for s in record["series"] if s["accounting"] == "certified"],
+        [
+            (LABELS[s["model"]], s["n"])
+            for s in record["series"]
+            if s["accounting"] == "certified" and s["n"] != found[s["model"], "attacked"]["n"]
+        ],
+    )
+    fig.legend(
+        handles=[
+            Line2D([], [], color=GREY, marker="o", mew=0, label="no attack broke it (upper bound)"),
+            *(
+                [
+                    Line2D(
+                        [], [], color=GREY, ls=(0, (3.2, 1.6)), marker="o", mfc="white", label="proven (lower bound)"
+                    ),
+                    Patch(facecolor="none", edgecolor="#C8C8C8", hatch="////", label="not known"),
+                ]
+                if below
+                else []
+            ),
+        ],
+        loc="outside upper center",
+        ncols=3,
+        borderaxespad=0.2,
+    )
     fewer = f" Proofs on the first {few[0][1]} images for {', '.join(m for m, _ in few)}." if few else ""
     _footnote(fig, f"{caption(record)} Union of all attacks, image by image; bands: 95 % Wilson intervals.{fewer}")
     return fig
@@ -742,27 +1156,54 @@ def fig_bracket(
 # %% ../nbs/plots.ipynb #aaa606fb
 def bracket_rows(
     record: dict,  # that of `fig_bracket`
-) -> list[dict]:  # model, eps, n, attacked and certified (%) with the ends of their intervals; n_certified, and attacked_there: on these images alone
+) -> list[
+    dict
+]:  # model, eps, n, attacked and certified (%) with the ends of their intervals; n_certified, and attacked_there: on these images alone
     "The bracket as numbers."
     found, rows = {(s["model"], s["accounting"]): s for s in record["series"]}, []
     for m in look([m for m, _ in found]):
         top, low = found[m, "attacked"], found.get((m, "certified"))
         there = low["n"] if low else 0
         for i, e in enumerate(top["eps"]):
-            sides = {f"{a}{end}": round(100 * s[k][i], 2) if s else None for a, s in (("attacked", top), ("certified", low)) for end, k in (("", "accuracy"), ("_low", "low"), ("_high", "high"))}
-            rows.append({"model": m, "eps": e, "n": top["n"], **sides, "n_certified": there, "attacked_there": round(_attacked_there(top, there)[i], 2) if there else None})
+            sides = {
+                f"{a}{end}": round(100 * s[k][i], 2) if s else None
+                for a, s in (("attacked", top), ("certified", low))
+                for end, k in (("", "accuracy"), ("_low", "low"), ("_high", "high"))
+            }
+            rows.append(
+                {
+                    "model": m,
+                    "eps": e,
+                    "n": top["n"],
+                    **sides,
+                    "n_certified": there,
+                    "attacked_there": round(_attacked_there(top, there)[i], 2) if there else None,
+                }
+            )
     return rows
 
+# %% ../nbs/plots.ipynb #48f64e91
 def bracket_table(
     record: dict,  # that of `fig_bracket`
 ) -> str:  # Markdown
     "Certified to attacked accuracy (%) of each model at each ε; where proofs were tried on fewer images, these have a row of their own."
     unit, cells = record["eps_unit"], {}
-    def put(r, n, text): cells.setdefault((r["model"], n), {"model": LABELS.get(r["model"], r["model"]), "n": n})[_scaled(r["eps"], unit)] = text
+
+    def put(r, n, text):
+        cells.setdefault((r["model"], n), {"model": LABELS.get(r["model"], r["model"]), "n": n})[
+            _scaled(r["eps"], unit)
+        ] = text
+
     for r in bracket_rows(record):
-        if r["n_certified"]: put(r, r["n_certified"], f"{r['certified']:.1f}–{r['attacked_there']:.1f}")
-        if r["n_certified"] != r["n"]: put(r, r["n"], f"≤ {r['attacked']:.1f}")
-    columns = {"model": "model", **{k: f"ε = {k}" for k in next(iter(cells.values())) if k not in ("model", "n")}, "n": "images"}
+        if r["n_certified"]:
+            put(r, r["n_certified"], f"{r['certified']:.1f}–{r['attacked_there']:.1f}")
+        if r["n_certified"] != r["n"]:
+            put(r, r["n"], f"≤ {r['attacked']:.1f}")
+    columns = {
+        "model": "model",
+        **{k: f"ε = {k}" for k in next(iter(cells.values())) if k not in ("model", "n")},
+        "n": "images",
+    }
     return f"{table_markdown(list(cells.values()), columns)}\n\nRobust accuracy in %, from proven to not broken, or not broken only; the intervals are in the csv file. {caption(record)}"
 
 # %% ../nbs/plots.ipynb #92f21572
@@ -771,9 +1212,26 @@ def free_table(
 ) -> str:  # Markdown
     "How many values of an image an attacker can move, behind the layer."
     unit, rows = record["eps_unit"], record["free"]
-    cells = [{"eps": _scaled(r["eps"], unit), **{k: f"{r[k]:.1f} ({100 * r[k] / r['values']:.2f} %)" for k in ("free", "crossing")}, "few": f"{100 * r['few']:.1f}"} for r in rows]
-    return table_markdown(cells, {"eps": "ε", "free": "can move", "crossing": "can cross a threshold", "few": f"% of images with at most {rows[0]['limit']} such"}) + \
-        f"\n\nValues of an image ({rows[0]['values']:,}), mean; in brackets their share. {caption(record)}"
+    cells = [
+        {
+            "eps": _scaled(r["eps"], unit),
+            **{k: f"{r[k]:.1f} ({100 * r[k] / r['values']:.2f} %)" for k in ("free", "crossing")},
+            "few": f"{100 * r['few']:.1f}",
+        }
+        for r in rows
+    ]
+    return (
+        table_markdown(
+            cells,
+            {
+                "eps": "ε",
+                "free": "can move",
+                "crossing": "can cross a threshold",
+                "few": f"% of images with at most {rows[0]['limit']} such",
+            },
+        )
+        + f"\n\nValues of an image ({rows[0]['values']:,}), mean; in brackets their share. {caption(record)}"
+    )
 
 # %% ../nbs/plots.ipynb #92c04703
 def suite_table(
@@ -783,28 +1241,82 @@ def suite_table(
     parts = []
     for e in sorted({r["eps"] for r in record["attacks"]}):
         rows, cells = [r for r in record["attacks"] if r["eps"] == e], {}
-        for r in rows: cells.setdefault(r["attack"], {"attack": r["attack"]})[r["model"]] = f"{r['broken']} of {r['given']}"
+        for r in rows:
+            cells.setdefault(r["attack"], {"attack": r["attack"]})[r["model"]] = f"{r['broken']} of {r['given']}"
         total = cells.pop("all", None)
         columns = {"attack": "attack", **{m: k["label"] for m, k in look([r["model"] for r in rows]).items()}}
-        parts.append(f"**ε = {_scaled(e, record['eps_unit'])}**\n\n{table_markdown([*cells.values(), *([total] if total else [])], columns)}")
-    return "\n\n".join([*parts, f"Images broken, of those that all attacks above left and the attack was given. {caption(record)}"])
+        parts.append(
+            f"**ε = {_scaled(e, record['eps_unit'])}**\n\n{table_markdown([*cells.values(), *([total] if total else [])], columns)}"
+        )
+    return "\n\n".join(
+        [*parts, f"Images broken, of those that all attacks above left and the attack was given. {caption(record)}"]
+    )
 
 # %% ../nbs/plots.ipynb #6a3e26ec
 def arithmetic_rows(record) -> list[dict]:
     "Shares of zero gradients and accuracies under four gradients, in one list."
-    return [{"model": r["model"], "eps": r["eps"], "gradient": r.get("gradient", "float32, by cause"), "zero": r["zero"], **{k: r.get(k) for k in ("upper", "lower", "behind", "correct")}, "n": r["n"]}
-            for r in [*record["zero"], *record["gradients"]]]
+    return [
+        {
+            "model": r["model"],
+            "eps": r["eps"],
+            "gradient": r.get("gradient", "float32, by cause"),
+            "zero": r["zero"],
+            **{k: r.get(k) for k in ("upper", "lower", "behind", "correct")},
+            "n": r["n"],
+        }
+        for r in [*record["zero"], *record["gradients"]]
+    ]
 
+# %% ../nbs/plots.ipynb #b67e6744
 def arithmetic_table(
     record: dict,  # 'zero': rows of `zero_gradient_share`; 'gradients': rows of `gradient_table`
 ) -> str:  # Markdown, two tables
     "Where the gradient is exactly zero and why; PGD with its gradient computed in four ways."
     unit, percent = record["eps_unit"], lambda v: f"{100 * v:.1f}"
-    zero = [{"model": LABELS[r["model"]], "eps": _scaled(r["eps"], unit), **{k: percent(r[k]) for k in ("zero", "upper", "lower", "behind")}} for r in record["zero"]]
-    pgd = [{"model": LABELS[r["model"]], "eps": _scaled(r["eps"], unit), "gradient": r["gradient"], "zero": percent(r["zero"]), "correct": f"{r['correct']} of {r['n']}"} for r in record["gradients"]]
-    return "\n\n".join([table_markdown(zero, {"model": "model", "eps": "ε", "zero": "zero, % of pixels", "upper": "saturated above", "lower": "saturated below", "behind": "dead behind the layer"}),
-                        table_markdown(pgd, {"model": "model", "eps": "ε", "gradient": "gradient", "zero": "zero, %", "correct": "correct after PGD"}),
-                        f"Gradient at the random start of PGD. {caption(record)}"])
+    zero = [
+        {
+            "model": LABELS[r["model"]],
+            "eps": _scaled(r["eps"], unit),
+            **{k: percent(r[k]) for k in ("zero", "upper", "lower", "behind")},
+        }
+        for r in record["zero"]
+    ]
+    pgd = [
+        {
+            "model": LABELS[r["model"]],
+            "eps": _scaled(r["eps"], unit),
+            "gradient": r["gradient"],
+            "zero": percent(r["zero"]),
+            "correct": f"{r['correct']} of {r['n']}",
+        }
+        for r in record["gradients"]
+    ]
+    return "\n\n".join(
+        [
+            table_markdown(
+                zero,
+                {
+                    "model": "model",
+                    "eps": "ε",
+                    "zero": "zero, % of pixels",
+                    "upper": "saturated above",
+                    "lower": "saturated below",
+                    "behind": "dead behind the layer",
+                },
+            ),
+            table_markdown(
+                pgd,
+                {
+                    "model": "model",
+                    "eps": "ε",
+                    "gradient": "gradient",
+                    "zero": "zero, %",
+                    "correct": "correct after PGD",
+                },
+            ),
+            f"Gradient at the random start of PGD. {caption(record)}",
+        ]
+    )
 
 # %% ../nbs/plots.ipynb #f9877480
 def sanity_table(
@@ -818,12 +1330,29 @@ def sanity_table(
     columns = {"check": "check", **{m: k["label"] for m, k in look([r["model"] for r in record["checks"]]).items()}}
     return f"{table_markdown(list(cells.values()), columns)}\n\nNumbers: images classified correctly under each attack. {caption(record)} ε = {_scaled(record['checks'][0]['eps'], record['eps_unit'])}."
 
+# %% ../nbs/plots.ipynb #299325fe
 def hard_table(
     record: dict,  # 'hard': rows of `adaptive.hard_limit`
 ) -> str:  # Markdown
     "Networks with hard quantization, decided."
-    rows = [{**r, "model": LABELS.get(r["model"], r["model"]), "eps": _scaled(r["eps"], record["eps_unit"]), "few": f"{r['decided']} of {r['few']}"} for r in record["hard"]]
-    columns = {"model": "model, α = ∞", "eps": "ε", "pixels": "free pixels, mean", "few": f"decided, of those with at most {record['hard'][0]['limit']}", "robust": "robust", "broken": "broken", "open": "open"}
+    rows = [
+        {
+            **r,
+            "model": LABELS.get(r["model"], r["model"]),
+            "eps": _scaled(r["eps"], record["eps_unit"]),
+            "few": f"{r['decided']} of {r['few']}",
+        }
+        for r in record["hard"]
+    ]
+    columns = {
+        "model": "model, α = ∞",
+        "eps": "ε",
+        "pixels": "free pixels, mean",
+        "few": f"decided, of those with at most {record['hard'][0]['limit']}",
+        "robust": "robust",
+        "broken": "broken",
+        "open": "open",
+    }
     return f"{table_markdown(rows, columns)}\n\n{caption(record)}"
 
 # %% ../nbs/plots.ipynb #e067e86e
@@ -839,16 +1368,48 @@ def fig_time(
             rows = sorted((r for r in record["points"] if (r["model"], r["eps"]) == (m, e)), key=lambda r: r["seconds"])
             t, v = [r["seconds"] for r in rows], [100 * r["accuracy"] for r in rows]
             bars = [[a - 100 * r["low"] for a, r in zip(v, rows)], [100 * r["high"] - a for a, r in zip(v, rows)]]
-            ax.errorbar(t, v, yerr=bars, xerr=[[a - r["fastest"] for a, r in zip(t, rows)], [r["slowest"] - a for a, r in zip(t, rows)]], color=k["color"], marker=k["marker"], mfc="white", lw=.9, capsize=2)
+            ax.errorbar(
+                t,
+                v,
+                yerr=bars,
+                xerr=[[a - r["fastest"] for a, r in zip(t, rows)], [r["slowest"] - a for a, r in zip(t, rows)]],
+                color=k["color"],
+                marker=k["marker"],
+                mfc="white",
+                lw=0.9,
+                capsize=2,
+            )
             whole = [r for r in rows if r["suite"]]
-            ax.plot([r["seconds"] for r in whole], [100 * r["accuracy"] for r in whole], color=k["color"], marker=k["marker"], ls="none", zorder=5)
-        ax.set(title=f"$\\varepsilon$ = {_scaled(e, record['eps_unit'])}", xscale="log", ylim=(-3, 103), xlabel="training time (s)")
+            ax.plot(
+                [r["seconds"] for r in whole],
+                [100 * r["accuracy"] for r in whole],
+                color=k["color"],
+                marker=k["marker"],
+                ls="none",
+                zorder=5,
+            )
+        ax.set(
+            title=f"$\\varepsilon$ = {_scaled(e, record['eps_unit'])}",
+            xscale="log",
+            ylim=(-3, 103),
+            xlabel="training time (s)",
+        )
         ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 3)))
         ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda t, _: f"{t:,g}"))
         ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     axes[0, 0].set_ylabel("accuracy (%), worst case")
-    fig.legend(handles=[Line2D([], [], color=k["color"], marker=k["marker"], ls="none", label=k["label"]) for k in looks.values()], loc="outside upper center", ncols=len(looks), borderaxespad=.2)
-    _footnote(fig, f"{caption(record)} Union of all attacks, image by image (open markers: without the suite); bars: 95 % Wilson intervals, and the range of the timing's turns.")
+    fig.legend(
+        handles=[
+            Line2D([], [], color=k["color"], marker=k["marker"], ls="none", label=k["label"]) for k in looks.values()
+        ],
+        loc="outside upper center",
+        ncols=len(looks),
+        borderaxespad=0.2,
+    )
+    _footnote(
+        fig,
+        f"{caption(record)} Union of all attacks, image by image (open markers: without the suite); bars: 95 % Wilson intervals, and the range of the timing's turns.",
+    )
     return fig
 
 # %% ../nbs/plots.ipynb #c56c73aa
@@ -857,35 +1418,63 @@ def time_sentence(
 ) -> str:  # one sentence
     "NSQ beside the trainings with an adversary, at the largest ε, on the same images."
     from nsq_repro.claims import paired_difference
+
     e = max(r["eps"] for r in record["points"])
     rows = sorted((r for r in record["points"] if r["eps"] == e), key=lambda r: (r["suite"], r["iterations"]))
     whole = {r["model"]: r for r in rows}  # those under every attack come last
     nsq, bits = whole["nsq"], lambda r: records.unpack(r["outcomes"], r["n"])
-    say = lambda r: f"{LABELS[r['model']]} keeps {100 * r['accuracy']:.1f} % ({100 * r['low']:.1f}–{100 * r['high']:.1f}) after {r['seconds']:,.0f} s of training ({r['iterations']:,} iterations{'' if r['suite'] else '; box attack only'})"
+    say = lambda r: (
+        f"{LABELS[r['model']]} keeps {100 * r['accuracy']:.1f} % ({100 * r['low']:.1f}–{100 * r['high']:.1f}) after {r['seconds']:,.0f} s of training ({r['iterations']:,} iterations{'' if r['suite'] else '; box attack only'})"
+    )
     where = f"on {nsq['n']:,} images of {record['data']['title']} at ε = {_scaled(e, record['eps_unit'])}, under every attack together"
     rivals = [r for r in rows if r["model"] in ("pgd", "fgsm_rs") and r["seconds"] <= nsq["seconds"]]
     end = f" ({record['provenance']['device']}, scale {record['scale']})."
-    if not rivals: return f"{where[0].upper()}{where[1:]}, {say(nsq)}, and no training with an adversary took as little time{end}"
+    if not rivals:
+        return f"{where[0].upper()}{where[1:]}, {say(nsq)}, and no training with an adversary took as little time{end}"
     best = max(rivals, key=lambda r: r["accuracy"])
     d = paired_difference(bits(best), bits(nsq))
     verdict = "Yes" if d["low"] > 0 else "No" if d["high"] < 0 else "Not decided"
-    return (f"Is training with an adversary worth its time? {verdict}: {where}, {say(nsq)}, {say(best)}, which needs no more time, a difference of "
-            f"{100 * d['value']:+.1f} points (95 % interval {100 * d['low']:+.1f} to {100 * d['high']:+.1f}){end}")
+    return (
+        f"Is training with an adversary worth its time? {verdict}: {where}, {say(nsq)}, {say(best)}, which needs no more time, a difference of "
+        f"{100 * d['value']:+.1f} points (95 % interval {100 * d['low']:+.1f} to {100 * d['high']:+.1f}){end}"
+    )
 
 # %% ../nbs/plots.ipynb #b495345e
 def variants_rows(
     record: dict,  # of `variants.variants_record`
-) -> list[dict]:  # variant, iterations, seconds (median, fastest and slowest turn), n, accuracies (%) by ε with their intervals, difference to NSQ at the largest ε in points
+) -> list[
+    dict
+]:  # variant, iterations, seconds (median, fastest and slowest turn), n, accuracies (%) by ε with their intervals, difference to NSQ at the largest ε in points
     "The variants as numbers."
     from nsq_repro.claims import paired_difference
+
     last, rows = lambda s: records.unpack(s["outcomes"][-1], s["n"]), []
-    plain, = (s for s in record["series"] if s["model"] == "nsq")
+    (plain,) = (s for s in record["series"] if s["model"] == "nsq")
     for s in record["series"]:
         v, d = record["variants"][s["model"]], paired_difference(last(s), last(plain))
-        ends = {f"{name} {e:g}": round(100 * s[k][i], 2) for i, e in enumerate(s["eps"]) for name, k in (("accuracy", "accuracy"), ("low", "low"), ("high", "high"))}
-        less = {f"less nsq{end}": None if s is plain else round(100 * d[k], 2) for end, k in (("", "value"), (" low", "low"), (" high", "high"))}
-        rows.append({"variant": s["model"], "label": v["label"], "direction": v["direction"], "iterations": v["iterations"], "seconds": round(median(v["seconds"]), 1),
-                     "fastest": min(v["seconds"]), "slowest": max(v["seconds"]), "n": s["n"], **ends, **less})
+        ends = {
+            f"{name} {e:g}": round(100 * s[k][i], 2)
+            for i, e in enumerate(s["eps"])
+            for name, k in (("accuracy", "accuracy"), ("low", "low"), ("high", "high"))
+        }
+        less = {
+            f"less nsq{end}": None if s is plain else round(100 * d[k], 2)
+            for end, k in (("", "value"), (" low", "low"), (" high", "high"))
+        }
+        rows.append(
+            {
+                "variant": s["model"],
+                "label": v["label"],
+                "direction": v["direction"],
+                "iterations": v["iterations"],
+                "seconds": round(median(v["seconds"]), 1),
+                "fastest": min(v["seconds"]),
+                "slowest": max(v["seconds"]),
+                "n": s["n"],
+                **ends,
+                **less,
+            }
+        )
     return rows
 
 
@@ -899,9 +1488,22 @@ def variants_table(
     "What each variant costs and keeps."
     eps, cells = record["series"][0]["eps"], []
     for r in variants_rows(record):
-        cell = {"label": r["label"], "iterations": r["iterations"], "seconds": f"{r['seconds']:,.0f}", "less": "" if r["less nsq"] is None else _signed(r)}
-        cells.append(cell | {f"{e:g}": f"{r[f'accuracy {e:g}']:.1f} ({r[f'low {e:g}']:.1f}–{r[f'high {e:g}']:.1f})" for e in eps})
-    columns = {"label": "variant", "iterations": "iterations", "seconds": "training (s)", **{f"{e:g}": f"ε = {e:g}" if e else "clean" for e in eps}, "less": f"less NSQ at {eps[-1]:g}, points"}
+        cell = {
+            "label": r["label"],
+            "iterations": r["iterations"],
+            "seconds": f"{r['seconds']:,.0f}",
+            "less": "" if r["less nsq"] is None else _signed(r),
+        }
+        cells.append(
+            cell | {f"{e:g}": f"{r[f'accuracy {e:g}']:.1f} ({r[f'low {e:g}']:.1f}–{r[f'high {e:g}']:.1f})" for e in eps}
+        )
+    columns = {
+        "label": "variant",
+        "iterations": "iterations",
+        "seconds": "training (s)",
+        **{f"{e:g}": f"ε = {e:g}" if e else "clean" for e in eps},
+        "less": f"less NSQ at {eps[-1]:g}, points",
+    }
     return f"{table_markdown(cells, columns)}\n\nAccuracy in %, union of box attacks with {len(record['attack']['box'])} losses, with 95 % intervals; differences paired. Training time: seconds per iteration on {record['timed']['device']}, variants taking turns, times iterations. {caption(record)}"
 
 # %% ../nbs/plots.ipynb #4e9616bd
@@ -912,23 +1514,54 @@ def fig_variants(
     "Accuracy of each variant at each ε, and at the largest its difference to NSQ."
     rows, radii = variants_rows(record), [e for e in record["series"][0]["eps"] if e]
     tints = dict(zip(("layer", "samples", "noise"), EXTRA_COLORS))
-    fig, axes = plt.subplots(1, len(radii) + 1, figsize=(7, .24 * len(rows) + 1.1), sharey=True)
-    for ax, (mid, low, high) in zip(axes, [*((f"accuracy {e:g}", f"low {e:g}", f"high {e:g}") for e in radii), ("less nsq", "less nsq low", "less nsq high")]):
+    fig, axes = plt.subplots(1, len(radii) + 1, figsize=(7, 0.24 * len(rows) + 1.1), sharey=True)
+    for ax, (mid, low, high) in zip(
+        axes,
+        [
+            *((f"accuracy {e:g}", f"low {e:g}", f"high {e:g}") for e in radii),
+            ("less nsq", "less nsq low", "less nsq high"),
+        ],
+    ):
         for i, r in enumerate(rows):
             if r[mid] is not None:
-                kind = dict(color=tints.get(r["direction"]) or COLORS.get(r["variant"], COLORS["nsq"]), marker=MARKERS.get(r["variant"], "o"))
-                ax.errorbar(r[mid], i, xerr=[[r[mid] - r[low]], [r[high] - r[mid]]], **kind, ms=4, lw=.9, capsize=2, clip_on=False)
-        ax.axvline(next((r[mid] for r in rows if r["variant"] == "nsq" and r[mid] is not None), 0), color=COLORS["nsq"], lw=.6, zorder=0)
+                kind = dict(
+                    color=tints.get(r["direction"]) or COLORS.get(r["variant"], COLORS["nsq"]),
+                    marker=MARKERS.get(r["variant"], "o"),
+                )
+                ax.errorbar(
+                    r[mid],
+                    i,
+                    xerr=[[r[mid] - r[low]], [r[high] - r[mid]]],
+                    **kind,
+                    ms=4,
+                    lw=0.9,
+                    capsize=2,
+                    clip_on=False,
+                )
+        ax.axvline(
+            next((r[mid] for r in rows if r["variant"] == "nsq" and r[mid] is not None), 0),
+            color=COLORS["nsq"],
+            lw=0.6,
+            zorder=0,
+        )
         ax.tick_params(axis="y", length=0)
-        ax.margins(x=.12)
-    for ax, e in zip(axes, radii): ax.set(title=f"$\\varepsilon$ = {e:g}", xlabel="accuracy (%)")
-    axes[-1].set(title=f"less NSQ, $\\varepsilon$ = {radii[-1]:g}", xlabel="points", ylim=(len(rows) - .4, -.6))
+        ax.margins(x=0.12)
+    for ax, e in zip(axes, radii):
+        ax.set(title=f"$\\varepsilon$ = {e:g}", xlabel="accuracy (%)")
+    axes[-1].set(title=f"less NSQ, $\\varepsilon$ = {radii[-1]:g}", xlabel="points", ylim=(len(rows) - 0.4, -0.6))
     axes[0].set_yticks(range(len(rows)), [r["label"] for r in rows])
-    _footnote(fig, f"{caption(record)} Union of box attacks, image by image. Bars: 95 % Wilson intervals; in the last panel paired intervals. One training each.")
+    _footnote(
+        fig,
+        f"{caption(record)} Union of box attacks, image by image. Bars: 95 % Wilson intervals; in the last panel paired intervals. One training each.",
+    )
     return fig
 
 # %% ../nbs/plots.ipynb #cb007d65
-DIRECTION_LABELS = {"layer": "A threshold from the pixel values", "samples": "FGSM samples in training", "noise": "Other noise"}
+DIRECTION_LABELS = {
+    "layer": "A threshold from the pixel values",
+    "samples": "FGSM samples in training",
+    "noise": "Other noise",
+}
 
 
 def _verdict(rows):
@@ -953,14 +1586,27 @@ def variants_sentence(
             lines.append(f"{text}.")
     others = [r for r in rows if not r["direction"] and r is not plain]
     again = [r for r in rows if r["direction"] == "training"]
-    if again: lines.append(f"* **The same again.** {say(again[0])}: what another training does by itself.")
-    if others: lines.append("* **Beside them, without the layer.** " + "; ".join(f"{say(r)}, {r['seconds']:,.0f} s of training" for r in others) + ".")
+    if again:
+        lines.append(f"* **The same again.** {say(again[0])}: what another training does by itself.")
+    if others:
+        lines.append(
+            "* **Beside them, without the layer.** "
+            + "; ".join(f"{say(r)}, {r['seconds']:,.0f} s of training" for r in others)
+            + "."
+        )
     clean = [r["accuracy 0"] for r in rows if r["direction"] in DIRECTION_LABELS]
-    ends = f" Clean accuracy of the variants lies between {min(clean):.1f} and {max(clean):.1f} %, that of NSQ is {plain['accuracy 0']:.1f} %." if clean else ""
+    ends = (
+        f" Clean accuracy of the variants lies between {min(clean):.1f} and {max(clean):.1f} %, that of NSQ is {plain['accuracy 0']:.1f} %."
+        if clean
+        else ""
+    )
     n = sum(r["less nsq"] is not None for r in rows)
-    return (f"On the first {plain['n']:,} test images of {record['data']['title']}, at ε = {e}, NSQ keeps {plain[f'accuracy {e}']:.1f} % ({plain[f'low {e}']:.1f}–{plain[f'high {e}']:.1f}) "
-            f"after {plain['seconds']:,.0f} s of training on {record['timed']['device']}.{ends}\n\n" + "\n".join(lines) +
-            f"\n\nOne training each, and {n} comparisons at 95 % each: what lies just beside 0 may be chance, and an interval does not cover other trainings (scale {record['scale']}).")
+    return (
+        f"On the first {plain['n']:,} test images of {record['data']['title']}, at ε = {e}, NSQ keeps {plain[f'accuracy {e}']:.1f} % ({plain[f'low {e}']:.1f}–{plain[f'high {e}']:.1f}) "
+        f"after {plain['seconds']:,.0f} s of training on {record['timed']['device']}.{ends}\n\n"
+        + "\n".join(lines)
+        + f"\n\nOne training each, and {n} comparisons at 95 % each: what lies just beside 0 may be chance, and an interval does not cover other trainings (scale {record['scale']})."
+    )
 
 # %% ../nbs/plots.ipynb #bb99e920
 @styled
@@ -976,24 +1622,37 @@ def fig_thresholds(
             at = f"{255 * c['radius']:g}/255" if name == "cifar10" else f"{c['radius']:g}"
             ax.plot(record["taus"], 100 * np.asarray(c["share"]), color=color, label=f"$\\varepsilon$ = {at}")
             ax.plot(c["best"], 100 * c["share_best"], "o", color=color, ms=4)
-        ax.axvline(.5, color=GREY, lw=.6, zorder=0)
+        ax.axvline(0.5, color=GREY, lw=0.6, zorder=0)
         ax.set(title=own[0]["title"], xlabel="threshold $\\tau$", ylim=(0, None))
-        ax.legend(loc="center left", bbox_to_anchor=(1, .5))
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axes[0, 0].set_ylabel("values within $\\varepsilon$ of $\\tau$ (%)")
     sizes = ", ".join(dict.fromkeys(f"{c['title']}: n = {c['n']:,}" for c in record["curves"]))
-    _footnote(fig, f"Scale {record['scale']}. All values of the training images ({sizes}).", 138 if len(names) > 1 else 80)
+    _footnote(
+        fig, f"Scale {record['scale']}. All values of the training images ({sizes}).", 138 if len(names) > 1 else 80
+    )
     return fig
 
-
+# %% ../nbs/plots.ipynb #284785c8
 def thresholds_sentence(
     record: dict,  # of `variants.threshold_record`, and 'chosen'
 ) -> str:  # Markdown
     "What the shares say, in words."
     own = [c for c in record["curves"] if c["name"] == record["data"]["name"]]
     wide, narrow, small = own[-1], own[0], lambda c: f"{c['values'] * (c['share_half'] - c['share_best']):.1f}"
-    best = lambda c: f"τ = {c['best']:.3f} ({100 * c['share_best']:.2f} % of the values instead of {100 * c['share_half']:.2f} % at ½, {small(c)} fewer of the {c['values']:,} of an image)"
+    best = lambda c: (
+        f"τ = {c['best']:.3f} ({100 * c['share_best']:.2f} % of the values instead of {100 * c['share_half']:.2f} % at ½, {small(c)} fewer of the {c['values']:,} of an image)"
+    )
     others, peak = [c for c in record["curves"] if c["name"] == "cifar10"], record["peaks"][own[0]["name"]]
-    rest = f" In {others[0]['title']}, likewise with one threshold: " + "; ".join(f"within {round(255 * c['radius'])}/255 of ½ lie {100 * c['share_half']:.2f} %, of τ = {c['best']:.3f} {100 * c['share_best']:.2f} %" for c in others) + "." if others else ""
+    rest = (
+        f" In {others[0]['title']}, likewise with one threshold: "
+        + "; ".join(
+            f"within {round(255 * c['radius'])}/255 of ½ lie {100 * c['share_half']:.2f} %, of τ = {c['best']:.3f} {100 * c['share_best']:.2f} %"
+            for c in others
+        )
+        + "."
+        if others
+        else ""
+    )
     return f"In the training images of {own[0]['title']}, fewest values lie within {wide['radius']:g} of {best(wide)}, and within {narrow['radius']:g} of {best(narrow)}; the most frequent grey level between is {peak['level']}, with {100 * peak['share']:.2f} % of the values. The layer is trained with the first, τ = {record['chosen']:.3f}.{rest}"
 
 # %% ../nbs/plots.ipynb #db5feee8
@@ -1003,7 +1662,9 @@ def images_to_text(
     "Images as text, for a record. Raises ValueError for anything but uint8."
     x = torch.as_tensor(x).detach().cpu()
     if x.dtype != torch.uint8 or x.ndim != 4:
-        raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; allowed is uint8 of shape (N, C, H, W), as `Dataset.x` is")
+        raise ValueError(
+            f"x is {x.dtype} of shape {tuple(x.shape)}; allowed is uint8 of shape (N, C, H, W), as `Dataset.x` is"
+        )
     return {"shape": list(x.shape), "base64": base64.b64encode(x.contiguous().numpy().tobytes()).decode()}
 
 # %% ../nbs/plots.ipynb #8f52989e
@@ -1011,7 +1672,9 @@ def images_from_text(
     text: dict,  # what `images_to_text` made
 ) -> torch.Tensor:  # (N, C, H, W) uint8
     "Images from text."
-    return torch.from_numpy(np.frombuffer(base64.b64decode(text["base64"]), dtype=np.uint8).reshape(text["shape"]).copy())
+    return torch.from_numpy(
+        np.frombuffer(base64.b64decode(text["base64"]), dtype=np.uint8).reshape(text["shape"]).copy()
+    )
 
 # %% ../nbs/plots.ipynb #7223b5df
 def printed_numbers(
@@ -1023,7 +1686,9 @@ def printed_numbers(
 # %% ../nbs/plots.ipynb #c9c6a71c
 def _images(record):
     spec = record["spec"]
-    return fig_quantized_images(images_from_text(record["images"]), spec["K"], spec["alphas"], spec.get("alpha_unit", 1))
+    return fig_quantized_images(
+        images_from_text(record["images"]), spec["K"], spec["alphas"], spec.get("alpha_unit", 1)
+    )
 
 
 def _as_saved(record):
@@ -1041,7 +1706,11 @@ FIGURES = {
     **{f"fig{i}": lambda r: fig_levels(r, printed_numbers(r)) for i in (5, 6, 7)},
     "parameter-study": lambda r: fig_effects(r, effects_rows(r)),
     **{f"fig{i}": _images for i in range(8, 15)},
-    **{f"{x}-{item}": f for x in ("mnist", "cifar") for item, f in (("bracket", lambda r: fig_bracket(r)), ("time", lambda r: fig_time(r)))},
+    **{
+        f"{x}-{item}": f
+        for x in ("mnist", "cifar")
+        for item, f in (("bracket", lambda r: fig_bracket(r)), ("time", lambda r: fig_time(r)))
+    },
     "mnist-variants-accuracy": lambda r: fig_variants(r),
     "mnist-thresholds": lambda r: fig_thresholds(r),
 }
@@ -1060,15 +1729,27 @@ def draw(
 TABLES = {
     "mnist-accuracy": lambda r: (accuracy_table(r, printed_numbers(r)), accuracy_rows(r, printed_numbers(r))),
     "mnist-accuracy-worst": lambda r: (accuracy_table(r, (), "worst"), accuracy_rows(r, (), "worst")),
-    "cifar-accuracy": lambda r: (accuracy_table(r, printed_numbers(r), eps_unit=255), accuracy_rows(r, printed_numbers(r))),
+    "cifar-accuracy": lambda r: (
+        accuracy_table(r, printed_numbers(r), eps_unit=255),
+        accuracy_rows(r, printed_numbers(r)),
+    ),
     "cifar-accuracy-worst": lambda r: (accuracy_table(r, (), "worst", eps_unit=255), accuracy_rows(r, (), "worst")),
     "mnist-cost": lambda r: (cost_table(r), cost_rows(r)),
     "cifar-cost": lambda r: (cost_table(r, "cifar"), cost_rows(r)),
     "mnist-variants": lambda r: (variants_table(r), variants_rows(r)),
     "parameter-effects": lambda r: (effects_table(r, rows := effects_rows(r)), rows),
-    **{f"{x}-{item}": f for x in ("mnist", "cifar") for item, f in (
-        ("bracket-values", lambda r: (bracket_table(r), bracket_rows(r))), ("free", lambda r: (free_table(r), r["free"])), ("suite", lambda r: (suite_table(r), r["attacks"])), ("sanity", lambda r: (sanity_table(r), r["checks"])),
-        ("arithmetic", lambda r: (arithmetic_table(r), arithmetic_rows(r))), ("hard", lambda r: (hard_table(r), r["hard"])))},
+    **{
+        f"{x}-{item}": f
+        for x in ("mnist", "cifar")
+        for item, f in (
+            ("bracket-values", lambda r: (bracket_table(r), bracket_rows(r))),
+            ("free", lambda r: (free_table(r), r["free"])),
+            ("suite", lambda r: (suite_table(r), r["attacks"])),
+            ("sanity", lambda r: (sanity_table(r), r["checks"])),
+            ("arithmetic", lambda r: (arithmetic_table(r), arithmetic_rows(r))),
+            ("hard", lambda r: (hard_table(r), r["hard"])),
+        )
+    },
 }
 
 

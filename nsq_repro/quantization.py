@@ -9,8 +9,9 @@ __all__ = ['borders', 'thresholds', 'levels', 'cell_index', 'hard_quantize', 'so
 # %% ../nbs/quantization.ipynb #1b7490bd
 import math
 import numbers
+
 import torch
-from torch import nn, Tensor
+from torch import Tensor, nn
 
 # %% ../nbs/quantization.ipynb #90a7118a
 def _check(K, alpha, vmin, vmax):
@@ -88,7 +89,8 @@ def _working(x):
 def hard_quantize(
     x: Tensor,  # pixels, float, any shape
     K: int = 1,  # number of steps; K+1 output values
-    vmin: float = 0., vmax: float = 1.,  # range of the pixels; values outside go to the end levels
+    vmin: float = 0.0,
+    vmax: float = 1.0,  # range of the pixels; values outside go to the end levels
 ) -> Tensor:  # shape and type of x; each value one of levels(K, vmin, vmax), NaN where x is NaN
     "Nearest of K+1 levels, the lower one at a threshold; gradient zero. The limit of Eq. 3 for alpha → ∞. Raises `ValueError` on bad arguments."
     _check(K, math.inf, vmin, vmax)
@@ -140,15 +142,16 @@ def border_jump(
 def soft_quantize_derivative(
     x: Tensor,  # pixels, float, any shape
     K: int = 1,  # number of steps
-    alpha: float = 1000.,  # sharpness on the scale of u; inf: 0 off the thresholds, inf at them
-    vmin: float = 0., vmax: float = 1.,  # range of the pixels
+    alpha: float = 1000.0,  # sharpness on the scale of u; inf: 0 off the thresholds, inf at them
+    vmin: float = 0.0,
+    vmax: float = 1.0,  # range of the pixels
 ) -> Tensor:  # shape and type of x, in [0, alpha/(4K)]; NaN where x is NaN
     "dS/dx in closed form (Eq. 8 with its factor 1/K); at a border, that of the cell below. Raises `ValueError` on bad arguments."
     _check(K, alpha, vmin, vmax)
     w = _working(x)
     if _is_hard(alpha, vmin, vmax, w.dtype):
-        _, d = _argument(w, K, 1., vmin, vmax)
-        return torch.where(d == 0, math.inf, torch.where(d.isnan(), d, 0.)).to(x.dtype)
+        _, d = _argument(w, K, 1.0, vmin, vmax)
+        return torch.where(d == 0, math.inf, torch.where(d.isnan(), d, 0.0)).to(x.dtype)
     _, v = _argument(w, K, alpha, vmin, vmax)
     e = torch.exp(-v.abs())
     return (alpha / K * e / (1 + e) ** 2).to(x.dtype)
@@ -177,8 +180,9 @@ def reachable_box(
     x: Tensor,  # pixels, float, any shape; (N, …) when eps is given per example
     eps: float | Tensor,  # radius of the ball in the units of x, at least 0: a number, or a tensor (N,)
     K: int = 1,  # number of steps
-    alpha: float = 1000.,  # sharpness on the scale of u
-    vmin: float = 0., vmax: float = 1.,  # range the perturbed pixels are clipped to
+    alpha: float = 1000.0,  # sharpness on the scale of u
+    vmin: float = 0.0,
+    vmax: float = 1.0,  # range the perturbed pixels are clipped to
 ) -> tuple[Tensor, Tensor]:  # lowest and highest value of each pixel after S, shape and type of x
     "The image under S of the ε-ball around x, clipped to the range. Raises `ValueError` on bad arguments."
     _check(K, alpha, vmin, vmax)
@@ -187,13 +191,17 @@ def reachable_box(
     low, high = (w - r).clamp(vmin, vmax), (w + r).clamp(vmin, vmax)
     return soft_quantize(low, K, alpha, vmin, vmax).to(x.dtype), soft_quantize(high, K, alpha, vmin, vmax).to(x.dtype)
 
+
 def _radius(eps, x):
     "`eps` as a number, or shaped to broadcast over the examples of `x`; a `ValueError` if it is neither or negative."
     if isinstance(eps, Tensor) and eps.dim() > 0:
         if eps.dim() != 1 or x.dim() == 0 or len(eps) != len(x):
-            raise ValueError(f"eps must be a number or a tensor of shape (N,), one radius per example; "
-                             f"got shape {tuple(eps.shape)} for x of shape {tuple(x.shape)}")
-        if not (eps >= 0).all(): raise ValueError(f"eps must be at least 0 everywhere, got a smallest value of {eps.min():g}")
+            raise ValueError(
+                f"eps must be a number or a tensor of shape (N,), one radius per example; "
+                f"got shape {tuple(eps.shape)} for x of shape {tuple(x.shape)}"
+            )
+        if not (eps >= 0).all():
+            raise ValueError(f"eps must be at least 0 everywhere, got a smallest value of {eps.min():g}")
         return eps.to(x).reshape(-1, *[1] * (x.dim() - 1))
     if not isinstance(eps, (numbers.Real, Tensor)) or not eps >= 0:
         raise ValueError(f"eps must be a number of at least 0, or a tensor (N,), got {eps!r}")
@@ -202,20 +210,32 @@ def _radius(eps, x):
 # %% ../nbs/quantization.ipynb #b7a7caa0
 class SoftQuantize(nn.Module):
     "The layer S of Eq. 3 and 6, elementwise, for inputs of any shape. Raises `ValueError` on bad arguments."
-    def __init__(self,
+
+    def __init__(
+        self,
         K: int = 1,  # number of steps, at least 1
-        alpha: float = 1000.,  # sharpness on the scale of u = (x-vmin)/(vmax-vmin), above 0; inf: hard quantization
-        vmin: float = 0., vmax: float = 1.,  # range of the pixels
-        shift: float = 0.,  # the layer is S(x - shift): its thresholds are moved up by `shift`, by less than half of the range
+        alpha: float = 1000.0,  # sharpness on the scale of u = (x-vmin)/(vmax-vmin), above 0; inf: hard quantization
+        vmin: float = 0.0,
+        vmax: float = 1.0,  # range of the pixels
+        shift: float = 0.0,  # the layer is S(x - shift): its thresholds are moved up by `shift`, by less than half of the range
     ):
         super().__init__()
         _check(K, alpha, vmin, vmax)
-        if not abs(shift) < (vmax - vmin) / 2: raise ValueError(f"shift must be less than half of the range {vmin:g} to {vmax:g}, got {shift!r}")
-        self.K, self.alpha, self.vmin, self.vmax, self.shift = int(K), float(alpha), float(vmin), float(vmax), float(shift)
+        if not abs(shift) < (vmax - vmin) / 2:
+            raise ValueError(f"shift must be less than half of the range {vmin:g} to {vmax:g}, got {shift!r}")
+        self.K, self.alpha, self.vmin, self.vmax, self.shift = (
+            int(K),
+            float(alpha),
+            float(vmin),
+            float(vmax),
+            float(shift),
+        )
 
-    def _args(self): return self.K, self.alpha, self.vmin, self.vmax
+    def _args(self):
+        return self.K, self.alpha, self.vmin, self.vmax
 
-    def _moved(self, x): return x - self.shift if self.shift else x
+    def _moved(self, x):
+        return x - self.shift if self.shift else x
 
     def forward(self, x: Tensor) -> Tensor:
         "`soft_quantize` of pixels `x`"
@@ -232,8 +252,12 @@ class SoftQuantize(nn.Module):
 
     def reachable_box(self, x: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
         "`reachable_box` of pixels `x` and radius `eps`, a number or (N,)"
-        if not self.shift: return reachable_box(x, eps, *self._args())
+        if not self.shift:
+            return reachable_box(x, eps, *self._args())
         r = _radius(eps, x)
         return tuple(self((x + way * r).clamp(self.vmin, self.vmax)) for way in (-1, 1))
 
-    def extra_repr(self): return f"K={self.K}, alpha={self.alpha}, vmin={self.vmin}, vmax={self.vmax}" + (f", shift={self.shift}" if self.shift else "")
+    def extra_repr(self):
+        return f"K={self.K}, alpha={self.alpha}, vmin={self.vmin}, vmax={self.vmax}" + (
+            f", shift={self.shift}" if self.shift else ""
+        )

@@ -62,11 +62,15 @@ def check_fields(
 # %% ../nbs/records.ipynb #17f08f7f
 def repository() -> Path | None:  # the folder with settings.ini and nbs/, or None
     "The checkout this package or the current folder lies in."
-    for folder in (Path(__file__).resolve().parent.parent if "__file__" in globals() else None, Path.cwd(), *Path.cwd().parents):
+    for folder in (
+        Path(__file__).resolve().parent.parent if "__file__" in globals() else None,
+        Path.cwd(),
+        *Path.cwd().parents,
+    ):
         if folder and (folder / "settings.ini").is_file() and (folder / "nbs").is_dir():
             return folder
 
-
+# %% ../nbs/records.ipynb #10a384e4
 def home() -> Path:
     "Folder that holds `runs/` and `figures/`: NSQ_HOME, the repository, or the current folder."
     if os.environ.get("NSQ_HOME"):
@@ -99,7 +103,10 @@ def atomic_write(
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
-        raise OSError(e.errno, f"cannot write {path}: {e.strerror}. Nothing was changed; free some space or choose another NSQ_HOME, and run again") from e
+        raise OSError(
+            e.errno,
+            f"cannot write {path}: {e.strerror}. Nothing was changed; free some space or choose another NSQ_HOME, and run again",
+        ) from e
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -125,7 +132,13 @@ def load_json(
 # %% ../nbs/records.ipynb #7910ae8f
 def _git(*args):
     try:
-        return subprocess.run(["git", "-C", str(repository() or Path.cwd()), *args], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(repository() or Path.cwd()), *args],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -144,16 +157,30 @@ def provenance(
     seconds: float | None = None,  # wall-clock seconds of the run
 ) -> dict:  # JSON values
     "Device, versions, commit, time and peak memory of a run."
-    from nsq_repro import __version__
     import resource
+
+    from nsq_repro import __version__
+
     on_cuda = torch.device(device).type == "cuda"
-    peak = torch.cuda.max_memory_allocated(device) if on_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated(device)
+        if on_cuda
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     status = _git("status", "--porcelain", "--", "nbs", "nsq_repro")
     return {
-        "device": device_name(device), "seconds": None if seconds is None else round(seconds, 2), "peak_memory_mib": round(peak / 2**20),
+        "device": device_name(device),
+        "seconds": None if seconds is None else round(seconds, 2),
+        "peak_memory_mib": round(peak / 2**20),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": _git("rev-parse", "HEAD"), "dirty": bool(status) if status is not None else None,
-        "versions": {"nsq_repro": __version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(status) if status is not None else None,
+        "versions": {
+            "nsq_repro": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
     }
 
 # %% ../nbs/records.ipynb #7f829cb0
@@ -178,7 +205,7 @@ def digest(
     "Name of a record's content, without the digest it carries."
     return spec_hash(json.loads(json.dumps({k: v for k, v in record.items() if k != "digest"})))
 
-
+# %% ../nbs/records.ipynb #20780a7c
 def save_record(
     path: Path,  # file to make or replace
     record: dict,  # JSON values
@@ -217,9 +244,16 @@ def save_figure(
 ) -> list[Path]:  # the three files
     "Save a figure as svg and png beside the record it was drawn from."
     import matplotlib
+
     folder = figure_dir(scale, variant)
     files = [atomic_write(folder / f"{name}.{kind}", render(fig, name, kind)) for kind in ("svg", "png")]
-    return [*files, save_record(folder / f"{name}.json", {**record, "item": name, "scale": scale, "drawn_with": {"matplotlib": matplotlib.__version__}})]
+    return [
+        *files,
+        save_record(
+            folder / f"{name}.json",
+            {**record, "item": name, "scale": scale, "drawn_with": {"matplotlib": matplotlib.__version__}},
+        ),
+    ]
 
 # %% ../nbs/records.ipynb #1b9ab77c
 def save_table(

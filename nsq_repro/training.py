@@ -60,15 +60,33 @@ def _train_rules(s):
     return {
         "model": (s.model in RECIPES, f"one of {', '.join(RECIPES)}"),
         "network": (s.network in NETWORKS, f"one of {', '.join(NETWORKS)}"),
-        "K": (s.K is None or (type(s.K) is int and s.K >= 1), "a whole number of levels, at least 1 (or None: no layer)"),
-        "alpha": ((s.alpha is None) == (s.K is None) and (s.alpha is None or s.alpha > 0), "a positive number where K is given, else None"),
+        "K": (
+            s.K is None or (type(s.K) is int and s.K >= 1),
+            "a whole number of levels, at least 1 (or None: no layer)",
+        ),
+        "alpha": (
+            (s.alpha is None) == (s.K is None) and (s.alpha is None or s.alpha > 0),
+            "a positive number where K is given, else None",
+        ),
         "noise": (0 <= s.noise <= 1, "a radius in [0, 1] (16/255, not 16)"),
         "eps": (0 <= s.eps <= 1, "a radius in [0, 1] (8/255, not 8)"),
-        "steps": (type(s.steps) is int and s.steps >= 0 and (s.steps == 0) == (s.eps == 0), "at least 1 where eps > 0, else 0"),
-        "step_size": (0 <= s.step_size <= 2 and (s.step_size > 0) == (s.steps > 0), "a positive length where steps > 0, else 0"),
+        "steps": (
+            type(s.steps) is int and s.steps >= 0 and (s.steps == 0) == (s.eps == 0),
+            "at least 1 where eps > 0, else 0",
+        ),
+        "step_size": (
+            0 <= s.step_size <= 2 and (s.step_size > 0) == (s.steps > 0),
+            "a positive length where steps > 0, else 0",
+        ),
         "warmup": (0 <= s.warmup <= 1, "a share in [0, 1]"),
-        "stability": (s.stability >= 0 and (s.stability == 0 or s.noise > 0), "a weight, at least 0; above 0 only with noise > 0"),
-        "l1": (0 <= s.l1 <= 1 and not (s.l1 and (s.steps or s.noise)), "a radius in [0, 1]; above 0 only without noise and adversary"),
+        "stability": (
+            s.stability >= 0 and (s.stability == 0 or s.noise > 0),
+            "a weight, at least 0; above 0 only with noise > 0",
+        ),
+        "l1": (
+            0 <= s.l1 <= 1 and not (s.l1 and (s.steps or s.noise)),
+            "a radius in [0, 1]; above 0 only without noise and adversary",
+        ),
         "iterations": (type(s.iterations) is int and s.iterations >= 1, "a whole number, at least 1"),
         "batch_size": (type(s.batch_size) is int and s.batch_size >= 1, "a whole number, at least 1"),
         "lr": (0 < s.lr < 10, "a positive number below 10"),
@@ -79,8 +97,14 @@ def _train_rules(s):
         "craft_mode": (s.craft_mode in ("train", "eval"), "'train' or 'eval'"),
         "precision": (s.precision in ("fp32", "bf16"), "'fp32' or 'bf16'"),
         "seed": (type(s.seed) is int, "a whole number"),
-        "noise_shape": (s.noise_shape in NOISE and (s.noise > 0 or s.noise_shape == "uniform"), f"one of {', '.join(NOISE)}; other than uniform only with noise > 0"),
-        "shift": (abs(s.shift) < 0.5 and (s.shift == 0 or s.K is not None), "a number between -0.5 and 0.5; other than 0 only with a layer"),
+        "noise_shape": (
+            s.noise_shape in NOISE and (s.noise > 0 or s.noise_shape == "uniform"),
+            f"one of {', '.join(NOISE)}; other than uniform only with noise > 0",
+        ),
+        "shift": (
+            abs(s.shift) < 0.5 and (s.shift == 0 or s.K is not None),
+            "a number between -0.5 and 0.5; other than 0 only with a layer",
+        ),
     }
 
 # %% ../nbs/training.ipynb #eecd3bfa
@@ -168,7 +192,10 @@ def perturb_behind(
 ) -> Tensor:  # (N, C, H, W) values z that the layer can output within ε, for F
     "Adversarial outputs of the layer, @eq-box-step."
     F, (lo, hi) = model.features, model.quantize.reachable_box(x, growth * spec.eps)
-    z, step = lo + (hi - lo) * torch.rand(x.shape, generator=generator, device=x.device), spec.step_size / spec.eps * (hi - lo) / 2
+    z, step = (
+        lo + (hi - lo) * torch.rand(x.shape, generator=generator, device=x.device),
+        spec.step_size / spec.eps * (hi - lo) / 2,
+    )
     was, _ = model.training, model.train(model.training and spec.craft_mode == "train")
     with frozen(model):
         for _ in range(spec.steps):
@@ -292,19 +319,24 @@ def _unpack_state(tensors, model, optimizer):
         if k.startswith("optimizer."):
             _, i, slot = k.split(".", 2)
             p = parameters[int(i)]
-            state.setdefault(int(i), {})[slot] = torch.empty_like(p, requires_grad=False).copy_(v) if v.shape == p.shape else v
+            state.setdefault(int(i), {})[slot] = (
+                torch.empty_like(p, requires_grad=False).copy_(v) if v.shape == p.shape else v
+            )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 # %% ../nbs/training.ipynb #547f044d
 def _save_state(path, model, optimizer, progress):
     from safetensors.torch import save
+
     records.atomic_write(path, save(_pack_state(model, optimizer), {"nsq": records.canonical(progress)}))
 
 
 def _load_state(path, model, optimizer):
     "Progress of an interrupted run, or None where there is none. A damaged file is set aside with a message."
     import json
+
     from safetensors import SafetensorError, safe_open
+
     if not path.exists():
         return None
     try:
@@ -314,7 +346,9 @@ def _load_state(path, model, optimizer):
         return progress
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
         path.rename(path.with_suffix(".damaged"))
-        tqdm.write(f"{path} is damaged ({e}); set aside as {path.stem}.damaged, training starts again from the first iteration")
+        tqdm.write(
+            f"{path} is damaged ({e}); set aside as {path.stem}.damaged, training starts again from the first iteration"
+        )
 
 # %% ../nbs/training.ipynb #4b91cdc9
 def train_key(spec: TrainSpec, fingerprint: str) -> dict:
@@ -332,7 +366,11 @@ def train(
 ) -> tuple[nn.Module, dict]:  # network in eval mode, and the record of its training
     "Train, or load what was trained before. Raises ValueError when the loss is no longer finite."
     folder = records.run_dir(train_key(spec, data.fingerprint), "train")
-    model_file, record_file, state_file = folder / "model.safetensors", folder / "record.json", folder / "state.safetensors"
+    model_file, record_file, state_file = (
+        folder / "model.safetensors",
+        folder / "record.json",
+        folder / "state.safetensors",
+    )
     if refresh:
         for f in (record_file, model_file, state_file):
             f.unlink(missing_ok=True)
@@ -341,7 +379,17 @@ def train(
     model = build(spec.network, spec.K, spec.alpha, spec.seed, spec.shift).to(device).train()
     optimizer = make_optimizer(model, spec)
     done = _load_state(state_file, model, optimizer) or {"iteration": 0, "seconds": 0.0, "losses": []}
-    done = _loop(model, optimizer, spec, data, device, done, progress, lambda d: _save_state(state_file, model, optimizer, d), save_every)
+    done = _loop(
+        model,
+        optimizer,
+        spec,
+        data,
+        device,
+        done,
+        progress,
+        lambda d: _save_state(state_file, model, optimizer, d),
+        save_every,
+    )
     record = _record(spec, data, model, done, device)
     save_checkpoint(model_file, model.eval(), {"spec": records.spec_dict(spec, defaults=True)})
     records.save_json(record_file, record)
@@ -354,19 +402,30 @@ def _loop(model, optimizer, spec, data, device, done, progress, save, save_every
     x_all, y_all, order = data.x.to(device), data.y.to(device), _Order(len(data.y), spec.batch_size, spec.seed)
     every, running = max(1, spec.iterations // 50), torch.zeros((), device=device)
     began, saved, seconds, losses = time.perf_counter(), time.perf_counter(), done["seconds"], list(done["losses"])
-    bar = tqdm(total=spec.iterations * spec.batch_size, initial=done["iteration"] * spec.batch_size, unit="img", unit_scale=True,
-               desc=f"train {spec.model}", disable=not progress, mininterval=1)
+    bar = tqdm(
+        total=spec.iterations * spec.batch_size,
+        initial=done["iteration"] * spec.batch_size,
+        unit="img",
+        unit_scale=True,
+        desc=f"train {spec.model}",
+        disable=not progress,
+        mininterval=1,
+    )
     for t in range(done["iteration"], spec.iterations):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(spec, t)
         i = order(t).to(device)
-        running += training_step(model, optimizer, x_all[i].float() / 255, y_all[i], spec, _seeded(device, spec.seed, 2, t), growth(spec, t))
+        running += training_step(
+            model, optimizer, x_all[i].float() / 255, y_all[i], spec, _seeded(device, spec.seed, 2, t), growth(spec, t)
+        )
         bar.update(spec.batch_size)
         if (t + 1) % every == 0 or t + 1 == spec.iterations:
             losses.append([t + 1, round(running.item() / ((t % every) + 1), 5)])
             running.zero_()
             if not math.isfinite(losses[-1][1]):
-                raise ValueError(f"training {spec.model}: the loss is {losses[-1][1]} at iteration {t + 1}; a smaller lr than {spec.lr} may help")
+                raise ValueError(
+                    f"training {spec.model}: the loss is {losses[-1][1]} at iteration {t + 1}; a smaller lr than {spec.lr} may help"
+                )
             if time.perf_counter() - saved > save_every and t + 1 < spec.iterations:
                 save({"iteration": t + 1, "seconds": seconds + time.perf_counter() - began, "losses": losses})
                 saved = time.perf_counter()
@@ -377,11 +436,18 @@ def _loop(model, optimizer, spec, data, device, done, progress, save, save_every
 def _record(spec, data, model, done, device):
     "The record of a finished training run."
     seconds = done["seconds"]
-    return {"kind": "train", "hash": records.spec_hash(train_key(spec, data.fingerprint)), "spec": records.spec_dict(spec, defaults=True),
-            "data": data.describe(),
-            "losses": done["losses"], "parameters": sum(p.numel() for p in model.parameters()), "seconds": round(seconds, 2),
-            "images_per_second": round(spec.iterations * spec.batch_size / seconds, 1), "seed": spec.seed,
-            "provenance": records.provenance(device, seconds)}
+    return {
+        "kind": "train",
+        "hash": records.spec_hash(train_key(spec, data.fingerprint)),
+        "spec": records.spec_dict(spec, defaults=True),
+        "data": data.describe(),
+        "losses": done["losses"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": round(seconds, 2),
+        "images_per_second": round(spec.iterations * spec.batch_size / seconds, 1),
+        "seed": spec.seed,
+        "provenance": records.provenance(device, seconds),
+    }
 
 # %% ../nbs/training.ipynb #b7327ef1
 def time_per_iteration(
@@ -416,14 +482,26 @@ def training_cost(
     **how,  # rounds, iterations of `time_per_iteration`
 ) -> dict:  # record: seconds per iteration of each model, in turns
     "The record of `time_per_iteration`, kept under runs/."
-    specs = {n: replace(s, seed=0) for n, s in (specs if isinstance(specs, dict) else {s.model: s for s in specs}).items()}
-    content = {"specs": {m: records.spec_dict(s) for m, s in specs.items()}, "device": records.device_name(device), **how}
+    specs = {
+        n: replace(s, seed=0) for n, s in (specs if isinstance(specs, dict) else {s.model: s for s in specs}).items()
+    }
+    content = {
+        "specs": {m: records.spec_dict(s) for m, s in specs.items()},
+        "device": records.device_name(device),
+        **how,
+    }
     path = records.run_dir(content, "timing") / "record.json"
     if path.exists() and not refresh:
         return records.load_json(path)
     began = time.perf_counter()
     times = time_per_iteration(specs, data, device, **how)
-    record = {"kind": "timing", "specs": {m: records.spec_dict(s, defaults=True) for m, s in specs.items()}, "seconds_per_iteration": times,
-              "data": data.describe(), "seconds": round(time.perf_counter() - began, 2), "provenance": records.provenance(device)}
+    record = {
+        "kind": "timing",
+        "specs": {m: records.spec_dict(s, defaults=True) for m, s in specs.items()},
+        "seconds_per_iteration": times,
+        "data": data.describe(),
+        "seconds": round(time.perf_counter() - began, 2),
+        "provenance": records.provenance(device),
+    }
     records.save_json(path, record)
     return record

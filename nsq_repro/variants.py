@@ -33,7 +33,7 @@ def share_within(
     near = np.abs(level - np.asarray(taus)[:, None]) <= radius + 1e-9  # a value exactly ε away can reach τ
     return near @ counts / counts.sum()
 
-
+# %% ../nbs/variants.ipynb #dc838b0b
 def quietest(
     x: torch.Tensor,  # uint8 images of the training data
     radius: float,  # ε
@@ -52,20 +52,49 @@ def threshold_record(
     curves, peaks = [], {}
     for d in sets:
         counts = torch.bincount(d.x.flatten(), minlength=256)
-        peaks[d.name] = {"level": (level := 78 + int(counts[78:178].argmax())), "share": float(counts[level] / counts.sum())}
+        peaks[d.name] = {
+            "level": (level := 78 + int(counts[78:178].argmax())),
+            "share": float(counts[level] / counts.sum()),
+        }
         for r in RADII[d.name]:
             share = share_within(d.x, r)
-            curves.append({"name": d.name, "title": d.title, "n": len(d), "values": d.x[0].numel(), "radius": r, "share": [round(float(s), 6) for s in share],
-                           "best": quietest(d.x, r), "share_best": float(share.min()), "share_half": float(share_within(d.x, r, (0.5,))[0])})
+            curves.append(
+                {
+                    "name": d.name,
+                    "title": d.title,
+                    "n": len(d),
+                    "values": d.x[0].numel(),
+                    "radius": r,
+                    "share": [round(float(s), 6) for s in share],
+                    "best": quietest(d.x, r),
+                    "share_best": float(share.min()),
+                    "share_half": float(share_within(d.x, r, (0.5,))[0]),
+                }
+            )
     return {"taus": list(TAUS), "curves": curves, "peaks": peaks}
 
 # %% ../nbs/variants.ipynb #26950ef2
 LABELS = {
-    "nsq": "NSQ", "box": "FGSM behind the layer, ½ the iterations", "fgsm": "FGSM before the layer, ½ the iterations", "signs": "noise: signs", "threshold": "threshold at", "seed": "NSQ, another seed",
-    "gaussian": "noise: Gaussian", "narrow": "noise: radius 0.2", "wide": "noise: radius 0.4", "box-long": "FGSM behind the layer", "fgsm-long": "FGSM before the layer",
-    "fgsm_rs": "FGSM-RS, no layer", "pgd": "PGD-Defense, no layer",
+    "nsq": "NSQ",
+    "box": "FGSM behind the layer, ½ the iterations",
+    "fgsm": "FGSM before the layer, ½ the iterations",
+    "signs": "noise: signs",
+    "threshold": "threshold at",
+    "seed": "NSQ, another seed",
+    "gaussian": "noise: Gaussian",
+    "narrow": "noise: radius 0.2",
+    "wide": "noise: radius 0.4",
+    "box-long": "FGSM behind the layer",
+    "fgsm-long": "FGSM before the layer",
+    "fgsm_rs": "FGSM-RS, no layer",
+    "pgd": "PGD-Defense, no layer",
 }
-DIRECTIONS = {"layer": ("threshold",), "samples": ("box", "fgsm", "box-long", "fgsm-long"), "noise": ("signs", "gaussian", "narrow", "wide"), "training": ("seed",)}
+DIRECTIONS = {
+    "layer": ("threshold",),
+    "samples": ("box", "fgsm", "box-long", "fgsm-long"),
+    "noise": ("signs", "gaussian", "narrow", "wide"),
+    "training": ("seed",),
+}
 
 
 def specs(
@@ -76,14 +105,40 @@ def specs(
     n = base["nsq"]
     step, half = dict(noise=0.0, eps=n.noise, steps=1, step_size=1.25 * n.noise), max(1, n.iterations // 2)
     box, fgsm = (replace(n, model=m, **step) for m in ("nsq_box", "nsq_fgsm"))
-    return {"nsq": n, "box": replace(box, iterations=half), "fgsm": replace(fgsm, iterations=half), "signs": replace(n, noise_shape="signs"), "threshold": replace(n, shift=round(tau - 0.5, 6)), "seed": replace(n, seed=n.seed + 1),
-            "gaussian": replace(n, noise_shape="gaussian"), "narrow": replace(n, noise=0.2), "wide": replace(n, noise=0.4), "box-long": box, "fgsm-long": fgsm, **{m: base[m] for m in ("fgsm_rs", "pgd")}}
+    return {
+        "nsq": n,
+        "box": replace(box, iterations=half),
+        "fgsm": replace(fgsm, iterations=half),
+        "signs": replace(n, noise_shape="signs"),
+        "threshold": replace(n, shift=round(tau - 0.5, 6)),
+        "seed": replace(n, seed=n.seed + 1),
+        "gaussian": replace(n, noise_shape="gaussian"),
+        "narrow": replace(n, noise=0.2),
+        "wide": replace(n, noise=0.4),
+        "box-long": box,
+        "fgsm-long": fgsm,
+        **{m: base[m] for m in ("fgsm_rs", "pgd")},
+    }
 
 # %% ../nbs/variants.ipynb #18802787
 PRESETS = {
-    "smoke": dict(variants=("nsq", "box", "fgsm", "threshold"), n_test=40, radii=(0.1, 0.3), box=adaptive.PRESETS["smoke"]["box"][:2], precision="fp32"),
-    "cpu": dict(variants=tuple(LABELS), n_test=500, radii=(0.1, 0.2, 0.3), box=adaptive.PRESETS["cpu"]["box"], precision="bf16"),
-    "paper": dict(variants=tuple(LABELS), n_test=10_000, radii=(0.1, 0.2, 0.3), box=adaptive.PRESETS["paper"]["box"], precision="fp32"),
+    "smoke": dict(
+        variants=("nsq", "box", "fgsm", "threshold"),
+        n_test=40,
+        radii=(0.1, 0.3),
+        box=adaptive.PRESETS["smoke"]["box"][:2],
+        precision="fp32",
+    ),
+    "cpu": dict(
+        variants=tuple(LABELS), n_test=500, radii=(0.1, 0.2, 0.3), box=adaptive.PRESETS["cpu"]["box"], precision="bf16"
+    ),
+    "paper": dict(
+        variants=tuple(LABELS),
+        n_test=10_000,
+        radii=(0.1, 0.2, 0.3),
+        box=adaptive.PRESETS["paper"]["box"],
+        precision="fp32",
+    ),
 }
 
 
@@ -96,17 +151,22 @@ def protocol(
     **unknown,  # nothing else
 ):  # `Protocol` of the MNIST page, and what to do with its networks
     "What to run. Raises ValueError naming the parameter that is wrong."
-    if unknown: raise ValueError(f"unknown parameter {', '.join(unknown)}; there are scale, variants, n_test, seed, device")
+    if unknown:
+        raise ValueError(f"unknown parameter {', '.join(unknown)}; there are scale, variants, n_test, seed, device")
     p = mnist.protocol(scale=scale, seed=seed, device=device, models="nsq,fgsm_rs,pgd")
     plan, usual = dict(PRESETS[p.scale]), PRESETS[p.scale]
     if variants is not None:
         given = tuple(variants.replace(" ", "").split(",")) if isinstance(variants, str) else tuple(variants)
-        if wrong := sorted(set(given) - set(LABELS)): raise ValueError(f"variants={', '.join(wrong)} unknown; choose of {', '.join(LABELS)}")
+        if wrong := sorted(set(given) - set(LABELS)):
+            raise ValueError(f"variants={', '.join(wrong)} unknown; choose of {', '.join(LABELS)}")
         plan["variants"] = tuple(v for v in LABELS if v in ("nsq", *given))
     if n_test is not None:
-        if type(n_test) is not int or n_test < 1: raise ValueError(f"n_test={n_test!r}: a whole number of images, at least 1, is wanted")
+        if type(n_test) is not int or n_test < 1:
+            raise ValueError(f"n_test={n_test!r}: a whole number of images, at least 1, is wanted")
         plan["n_test"] = n_test
-    changed = [f"{k}{'+'.join(plan[k]) if k == 'variants' else plan[k]}" for k in ("variants", "n_test") if plan[k] != usual[k]] + ([f"seed{seed}"] if seed else [])
+    changed = [
+        f"{k}{'+'.join(plan[k]) if k == 'variants' else plan[k]}" for k in ("variants", "n_test") if plan[k] != usual[k]
+    ] + ([f"seed{seed}"] if seed else [])
     return replace(p, variant="-".join(["variants", *changed]) if changed else None), plan
 
 # %% ../nbs/variants.ipynb #8e72807a
@@ -121,7 +181,18 @@ def attacked(
     "The box attack on one network."
     x, y, m = data.floats(device=how["device"]), data.y.to(how["device"]), key["model"]
     clean = judged(net, x, x, y, 0.0).correct.cpu().numpy()
-    record = cascade({m: net}, m, {m: key}, data, plan["box"], plan["radii"], {e: clean for e in plan["radii"]}, precision=plan["precision"], refresh=again, **how)
+    record = cascade(
+        {m: net},
+        m,
+        {m: key},
+        data,
+        plan["box"],
+        plan["radii"],
+        {e: clean for e in plan["radii"]},
+        precision=plan["precision"],
+        refresh=again,
+        **how,
+    )
     return {"clean": records.pack(clean), **{k: record[k] for k in ("left", "rows", "provenance")}}
 
 # %% ../nbs/variants.ipynb #a0697398
@@ -131,22 +202,47 @@ def run(
     refresh: bool = False,  # attack again
     compute: bool = True,  # False: gather the variants that are there
     **parameters,  # of this notebook
-) -> dict:  # p, plan, fit, data, specs, cost; and by name of the variant: trained (training records) and found (`attacked`)
+) -> (
+    dict
+):  # p, plan, fit, data, specs, cost; and by name of the variant: trained (training records) and found (`attacked`)
     "Train and attack every variant. Raises ValueError or FileNotFoundError before any work if it cannot be done."
     p, plan = protocol(**parameters)
     fit, test = mnist.datasets(p, data_root, download)
-    if plan["n_test"] > len(test): raise ValueError(f"n_test={plan['n_test']}, but {test.title} has only {len(test)} {test.split} images; choose n_test up to that")
-    data, all_specs = test.subset(plan["n_test"]), specs({t.model: t for t in p.train}, quietest(fit.x, p.layer["noise"]))
+    if plan["n_test"] > len(test):
+        raise ValueError(
+            f"n_test={plan['n_test']}, but {test.title} has only {len(test)} {test.split} images; choose n_test up to that"
+        )
+    data, all_specs = (
+        test.subset(plan["n_test"]),
+        specs({t.model: t for t in p.train}, quietest(fit.x, p.layer["noise"])),
+    )
     wanted, trained, found = {v: all_specs[v] for v in plan["variants"]}, {}, {}
     for name, spec in wanted.items():
         key = train_key(spec, fit.fingerprint)
-        content = {"model": key, "data": data.fingerprint, **{k: plan[k] for k in ("box", "radii", "precision")}, "seed": p.seed}
+        content = {
+            "model": key,
+            "data": data.fingerprint,
+            **{k: plan[k] for k in ("box", "radii", "precision")},
+            "seed": p.seed,
+        }
         if compute or all(run_file(c, kind).exists() for c, kind in ((key, "train"), (content, "variant"))):
             net, trained[name] = train(spec, fit, p.device)
-            found[name] = small_run("variant", content, refresh, attacked, net, key, data, plan, refresh, seed=p.seed, device=p.device)
-    if "nsq" not in found: raise FileNotFoundError("plain NSQ is not there yet, and all else is compared with it; run with compute=True")
+            found[name] = small_run(
+                "variant", content, refresh, attacked, net, key, data, plan, refresh, seed=p.seed, device=p.device
+            )
+    if "nsq" not in found:
+        raise FileNotFoundError("plain NSQ is not there yet, and all else is compared with it; run with compute=True")
     how = dict(rounds=3, iterations=1) if p.scale == "smoke" else dict(rounds=7, iterations=3)
-    return {"p": p, "plan": plan, "fit": fit, "data": data, "specs": wanted, "cost": training_cost(wanted, fit, p.device, refresh, **how), "trained": trained, "found": found}
+    return {
+        "p": p,
+        "plan": plan,
+        "fit": fit,
+        "data": data,
+        "specs": wanted,
+        "cost": training_cost(wanted, fit, p.device, refresh, **how),
+        "trained": trained,
+        "found": found,
+    }
 
 # %% ../nbs/variants.ipynb #5eef4334
 def variants_record(
@@ -157,10 +253,29 @@ def variants_record(
     for name, f in out["found"].items():
         spec = out["specs"][name]
         ok = [records.unpack(t, n) for t in (f["clean"], *(f["left"][f"{e:g}"] for e in radii))]
-        curves += series((0.0, *radii), [{"last": o, "worst": o} for o in ok], model=name, setting="box", loss="all")[1:]
+        curves += series((0.0, *radii), [{"last": o, "worst": o} for o in ok], model=name, setting="box", loss="all")[
+            1:
+        ]
         label = LABELS[name] + (f" {0.5 + spec.shift:.3f}" if name == "threshold" else "")
-        kept[name] = {"label": label, "direction": next((d for d, names in DIRECTIONS.items() if name in names), ""), "spec": records.spec_dict(spec, defaults=True), "hash": out["trained"][name]["hash"],
-                      "iterations": spec.iterations, "seconds": [round(s * spec.iterations, 2) for s in out["cost"]["seconds_per_iteration"][name]], "rows": f["rows"]}
+        kept[name] = {
+            "label": label,
+            "direction": next((d for d, names in DIRECTIONS.items() if name in names), ""),
+            "spec": records.spec_dict(spec, defaults=True),
+            "hash": out["trained"][name]["hash"],
+            "iterations": spec.iterations,
+            "seconds": [round(s * spec.iterations, 2) for s in out["cost"]["seconds_per_iteration"][name]],
+            "rows": f["rows"],
+        }
     last = max((f["provenance"] for f in out["found"].values()), key=lambda v: v["finished"])
-    return {"scale": out["p"].scale, "seed": out["p"].seed, "data": out["data"].describe(), "provenance": last, "timed": out["cost"]["provenance"], "eps_unit": 1, "series": curves, "variants": kept,
-            "attack": {k: out["plan"][k] for k in ("box", "precision")}, "missing": [v for v in out["specs"] if v not in kept]}
+    return {
+        "scale": out["p"].scale,
+        "seed": out["p"].seed,
+        "data": out["data"].describe(),
+        "provenance": last,
+        "timed": out["cost"]["provenance"],
+        "eps_unit": 1,
+        "series": curves,
+        "variants": kept,
+        "attack": {k: out["plan"][k] for k in ("box", "precision")},
+        "missing": [v for v in out["specs"] if v not in kept],
+    }

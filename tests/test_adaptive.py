@@ -48,7 +48,13 @@ def test_cascade_is_the_union_of_its_attacks(setting):
     nets, keys, data = setting
     record = adaptive.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything())
     left, x = adaptive.left_of(record), data.floats()
-    alone = {e: [zbox(nets["nsq"], x, data.y, e, **{k: v for k, v in a.items() if k != "attack"}).correct.numpy() for a in (CE, TARGETED)] for e in RADII}
+    alone = {
+        e: [
+            zbox(nets["nsq"], x, data.y, e, **{k: v for k, v in a.items() if k != "attack"}).correct.numpy()
+            for a in (CE, TARGETED)
+        ]
+        for e in RADII
+    }
     assert (left[RADII[-1]] == alone[RADII[-1]][0] & alone[RADII[-1]][1]).all() and not left[RADII[-1]].all()
     for small, large in zip(RADII, RADII[1:]):
         assert (left[small] | ~left[large]).all()  # what resists at a large radius resists at a small one
@@ -57,7 +63,9 @@ def test_cascade_is_the_union_of_its_attacks(setting):
 
 def test_cascade_gives_each_attack_what_is_left(setting):
     nets, keys, data = setting
-    record = adaptive.cascade(nets, "nsq", keys, data, [CE, TARGETED, {**CE, "loss": "cw", "n": 5}], RADII, everything())
+    record = adaptive.cascade(
+        nets, "nsq", keys, data, [CE, TARGETED, {**CE, "loss": "cw", "n": 5}], RADII, everything()
+    )
     rows = {(r["eps"], r["attack"]): r for r in record["rows"]}
     first, second = (rows[RADII[-1], adaptive.label(a)] for a in (CE, TARGETED))
     assert first["given"] == N and second["given"] == N - first["broken"]
@@ -101,8 +109,16 @@ def test_a_stopped_cascade_goes_on(setting, monkeypatch):
 
 def test_attacks_that_say_nothing_new_are_left_out():
     applies = adaptive.applies
-    assert not applies({"attack": "transfer", "source": "pgd"}, "pgd", False) and applies({"attack": "transfer", "source": "pgd"}, "nsq", True)
-    for a in ({"attack": "flips"}, {"attack": "annealed"}, {"attack": "apgd-ce", "backward": "ste"}, {"attack": "pgd", "setting": "bpda"}, {"attack": "transfer", "alpha": 10.0}):
+    assert not applies({"attack": "transfer", "source": "pgd"}, "pgd", False) and applies(
+        {"attack": "transfer", "source": "pgd"}, "nsq", True
+    )
+    for a in (
+        {"attack": "flips"},
+        {"attack": "annealed"},
+        {"attack": "apgd-ce", "backward": "ste"},
+        {"attack": "pgd", "setting": "bpda"},
+        {"attack": "transfer", "alpha": 10.0},
+    ):
         assert applies(a, "nsq", True) and not applies(a, "pgd", False), a
 
 
@@ -124,7 +140,12 @@ def test_what_only_bfloat16_gets_wrong_is_not_broken():
     y = net(x).argmax(1)
     assert (adaptive._quick(net)(x).argmax(1) != y).any()
     for attack in (CE, {"attack": "transfer", "source": "sq", "steps": 3}):
-        left = {p: adaptive.unbroken(attack, {"nsq": net, "sq": network(1)}, "nsq", x, y, 1e-7, torch.arange(200), precision=p) for p in ("fp32", "bf16")}
+        left = {
+            p: adaptive.unbroken(
+                attack, {"nsq": net, "sq": network(1)}, "nsq", x, y, 1e-7, torch.arange(200), precision=p
+            )
+            for p in ("fp32", "bf16")
+        }
         assert left["fp32"].all() and left["bf16"].all()
 
 
@@ -146,7 +167,12 @@ def test_what_a_search_for_a_proof_breaks_counts_as_broken(setting):
     nets, keys, data = setting
     box = adaptive.cascade(nets, "nsq", keys, data, [], RADII, everything())  # no attack at all
     proofs = adaptive.certified(nets["nsq"], keys["nsq"], data, RADII, adaptive.left_of(box), boxes=30)
-    out = {"box": {"nsq": box}, "suite": {}, "certificates": {"nsq": proofs}, "plan": {"n_test": N, "n_suite": 10, "suite_radii": RADII[1:]}}
+    out = {
+        "box": {"nsq": box},
+        "suite": {},
+        "certificates": {"nsq": proofs},
+        "plan": {"n_test": N, "n_suite": 10, "suite_radii": RADII[1:]},
+    }
     upper, proven = adaptive.kept(out, "nsq"), adaptive.left_of(proofs)
     assert not upper[RADII[-1]].all() and all((upper[e] | ~proven[e]).all() for e in RADII)
     assert all((upper[small] | ~upper[large]).all() for small, large in zip(RADII, RADII[1:]))
@@ -161,7 +187,12 @@ def test_what_the_suite_breaks_is_broken_everywhere(setting):
     before = {e: np.ones(10, bool) for e in RADII[1:]}
     before[RADII[1]][3] = before[RADII[2]][3] = False
     suite = adaptive.cascade(nets, "nsq", keys, data.subset(10), [], RADII[1:], before)
-    out = {"box": {"nsq": box}, "suite": {"nsq": suite}, "certificates": {}, "plan": {"n_test": N, "n_suite": 10, "suite_radii": RADII[1:]}}
+    out = {
+        "box": {"nsq": box},
+        "suite": {"nsq": suite},
+        "certificates": {},
+        "plan": {"n_test": N, "n_suite": 10, "suite_radii": RADII[1:]},
+    }
     upper = adaptive.kept(out, "nsq")
     assert [np.flatnonzero(~upper[e]).tolist() for e in RADII] == [[], [3], [3]] and len(upper[RADII[0]]) == N
     assert all((v == upper[e][:10]).all() for e, v in adaptive.kept(out, "nsq", suite=True).items())
@@ -169,14 +200,21 @@ def test_what_the_suite_breaks_is_broken_everywhere(setting):
 
 def test_networks_without_bounds_are_not_certified(setting):
     nets, keys, data = setting
-    odd = SoftQuantNet(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Tanh(), torch.nn.Linear(16, 4)), SoftQuantize(1, 1000.0)).eval()
+    odd = SoftQuantNet(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Tanh(), torch.nn.Linear(16, 4)), SoftQuantize(1, 1000.0)
+    ).eval()
     assert adaptive.certified(odd, {"m": 2}, data, RADII, everything()) is None
 
 
 def test_joined_takes_the_worst_of_curves_up_to_a_radius():
     ok = np.ones((2, 3), bool)
     ok[0, 0] = ok[1, 1] = False
-    curve = lambda accounting, rows: {"accounting": accounting, "eps": [0.1, 0.2], "n": 3, "outcomes": [records.pack(r) for r in rows]}
+    curve = lambda accounting, rows: {
+        "accounting": accounting,
+        "eps": [0.1, 0.2],
+        "n": 3,
+        "outcomes": [records.pack(r) for r in rows],
+    }
     evaluated = [{"series": [curve("last", np.zeros((2, 3), bool)), curve("worst", ok)]}]
     left = adaptive.joined(evaluated, 3, (0.05, 0.1, 0.3), np.array([True, True, True]))
     assert [v.tolist() for v in left.values()] == [[True, True, True], [False, True, True], [False, False, True]]
@@ -185,10 +223,18 @@ def test_joined_takes_the_worst_of_curves_up_to_a_radius():
 def test_same_network_behind_another_layer():
     net = network(0, K=2)
     hard = adaptive.with_alpha(net, math.inf)
-    assert hard.features is net.features and math.isinf(hard.quantize.alpha) and hard.quantize.K == 2 and net.quantize.alpha == 1000.0
+    assert (
+        hard.features is net.features
+        and math.isinf(hard.quantize.alpha)
+        and hard.quantize.K == 2
+        and net.quantize.alpha == 1000.0
+    )
 
 
-@pytest.mark.parametrize("wrong", [dict(experiment="svhn"), dict(models="nsq,resnet"), dict(parts="boxes"), dict(n_suite=0), dict(scale="huge")])
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(experiment="svhn"), dict(models="nsq,resnet"), dict(parts="boxes"), dict(n_suite=0), dict(scale="huge")],
+)
 def test_wrong_parameters_stop_before_any_work(wrong):
     with pytest.raises(ValueError, match=str(list(wrong.values())[0]).split(",")[-1]):
         adaptive.protocol(**{"scale": "smoke", **wrong})
@@ -199,9 +245,24 @@ def test_plain_run_on_a_bare_machine(tmp_path):
     blocked.mkdir()
     for name in ("papermill", "nbdev", "fastcore", "matplotlib", "seaborn", "IPython"):
         (blocked / f"{name}.py").write_text(f"raise ImportError('{name} is not for training and attacks')")
-    env = {**os.environ, "NSQ_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{blocked}{os.pathsep}{ROOT}"}
+    env = {
+        **os.environ,
+        "NSQ_HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{blocked}{os.pathsep}{ROOT}",
+    }
     small = {"models": "nsq", "n_test": 4, "n_suite": 2, "parts": "certificates,arithmetic,sanity"}
-    command = [sys.executable, "-m", "nsq_repro.cli", "run", "adaptive", "--plain", "--scale", "smoke", *(a for k, v in small.items() for a in ("-p", k, str(v)))]
+    command = [
+        sys.executable,
+        "-m",
+        "nsq_repro.cli",
+        "run",
+        "adaptive",
+        "--plain",
+        "--scale",
+        "smoke",
+        *(a for k, v in small.items() for a in ("-p", k, str(v))),
+    ]
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     kinds = {p.parent.name.rsplit("-", 1)[0] for p in tmp_path.glob("runs/*/record.json")}

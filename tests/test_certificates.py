@@ -1,16 +1,35 @@
 """Certificates: nothing inside a certified box is ever misclassified, bounds are in order, exact answers are exact."""
+
 import itertools
 import math
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
 from nsq_repro.attacks import pgd
 from nsq_repro.certificates import (
-    METHODS, bound_margins, bounds, certify, corners, curves, cut, exact_hard, forward, interval, layers_of, Maximum, maximum, Patches, preimage, Zonotope, zonotope_of_box)
+    METHODS,
+    Maximum,
+    Patches,
+    Zonotope,
+    bound_margins,
+    bounds,
+    certify,
+    corners,
+    curves,
+    cut,
+    exact_hard,
+    forward,
+    interval,
+    layers_of,
+    maximum,
+    preimage,
+    zonotope_of_box,
+)
 from nsq_repro.networks import MnistCNN, SoftQuantNet
 from nsq_repro.quantization import SoftQuantize, levels
 
@@ -18,17 +37,57 @@ few = settings(max_examples=15, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31)
 
 
-def network(seed, kind="cnn", classes=4, gain=2.):
+def network(seed, kind="cnn", classes=4, gain=2.0):
     "A random float64 network on 1×6×6 images."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        F = nn.Sequential(*{
-            "cnn": [nn.Conv2d(1, 3, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(3, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, classes)],
-            "pool3": [nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.ReLU(), nn.MaxPool2d(3), nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=2), nn.Flatten(), nn.Linear(4, classes)],
-            "deep": [nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(3, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, classes)],
-            "mlp": [nn.Flatten(), nn.Linear(36, 12), nn.ReLU(), nn.Sequential(nn.Linear(12, 12), nn.ReLU()), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, classes)],
-        }[kind]).double()
-    for p in F.parameters(): p.requires_grad_(False).mul_(gain)
+        F = nn.Sequential(
+            *{
+                "cnn": [
+                    nn.Conv2d(1, 3, 3, padding=1),
+                    nn.MaxPool2d(2),
+                    nn.ReLU(),
+                    nn.Conv2d(3, 4, 2),
+                    nn.ReLU(),
+                    nn.Flatten(),
+                    nn.Linear(16, 8),
+                    nn.ReLU(),
+                    nn.Linear(8, classes),
+                ],
+                "pool3": [
+                    nn.Conv2d(1, 4, 3, padding=1, bias=False),
+                    nn.ReLU(),
+                    nn.MaxPool2d(3),
+                    nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=2),
+                    nn.Flatten(),
+                    nn.Linear(4, classes),
+                ],
+                "deep": [
+                    nn.Conv2d(1, 3, 3, padding=1),
+                    nn.ReLU(),
+                    nn.Conv2d(3, 3, 3, padding=1),
+                    nn.MaxPool2d(2),
+                    nn.ReLU(),
+                    nn.Conv2d(3, 4, 2),
+                    nn.ReLU(),
+                    nn.Flatten(),
+                    nn.Linear(16, 8),
+                    nn.ReLU(),
+                    nn.Linear(8, classes),
+                ],
+                "mlp": [
+                    nn.Flatten(),
+                    nn.Linear(36, 12),
+                    nn.ReLU(),
+                    nn.Sequential(nn.Linear(12, 12), nn.ReLU()),
+                    nn.Linear(12, 10),
+                    nn.ReLU(),
+                    nn.Linear(10, classes),
+                ],
+            }[kind]
+        ).double()
+    for p in F.parameters():
+        p.requires_grad_(False).mul_(gain)
     return F
 
 
@@ -55,8 +114,8 @@ def smallest_seen(F, lo, hi, y, g, draws=30):
             for j in range(4):
                 for _ in range(4):
                     z = z.detach().requires_grad_()
-                    grad, = torch.autograd.grad(exact(F, z, y)[:, j].sum(), z)
-                    z = torch.minimum(torch.maximum(z.detach() - .3 * (hi - lo) * grad.sign(), lo), hi)
+                    (grad,) = torch.autograd.grad(exact(F, z, y)[:, j].sum(), z)
+                    z = torch.minimum(torch.maximum(z.detach() - 0.3 * (hi - lo) * grad.sign(), lo), hi)
                 low = torch.minimum(low, exact(F, z, y))
         low = torch.minimum(low, exact(F, z, y))
     return low
@@ -68,8 +127,10 @@ def test_no_point_of_a_box_is_below_any_bound_and_dearer_is_no_worse(seed, kind,
     F, (lo, hi, y, g) = network(seed, kind), boxes(seed, free=free)
     low = [bounds(F, lo, hi, y, m) for m in METHODS]
     seen = smallest_seen(F, lo, hi, y, g)
-    for m, b in zip(METHODS, low): assert (b <= seen + 1e-9).all(), m
-    for cheap, dear in zip(low, low[1:]): assert (dear >= cheap - 1e-12).all()
+    for m, b in zip(METHODS, low):
+        assert (b <= seen + 1e-9).all(), m
+    for cheap, dear in zip(low, low[1:]):
+        assert (dear >= cheap - 1e-12).all()
 
 
 @pytest.mark.parametrize("kind", ["cnn", "deep", "pool3", "mlp"])
@@ -78,15 +139,18 @@ def test_thousands_of_boxes_of_many_networks(kind):
     for seed in range(40):
         F, (lo, hi, y, g) = network(1000 + seed, kind), boxes(1000 + seed, n=20, free=1 + seed % 12)
         seen = smallest_seen(F, lo, hi, y, g, draws=9)
-        for m in ("forward", "crown"): assert (bounds(F, lo, hi, y, m) <= seen + 1e-9).all(), (seed, m)
+        for m in ("forward", "crown"):
+            assert (bounds(F, lo, hi, y, m) <= seen + 1e-9).all(), (seed, m)
         assert (bounds(F, lo[:1], hi[:1], y[:1], "full") <= seen[:1] + 1e-9).all(), seed
 
 
 def parts(lo, hi, g, n):
     "n boxes inside of one box (1, C, H, W), some of their sides without a length."
     t = torch.rand(2, n, *lo.shape[1:], generator=g, dtype=torch.float64).sort(0).values
-    t = torch.where(torch.rand(t.shape[1:], generator=g) < .4, torch.tensor([0., 1.], dtype=torch.float64).view(2, 1, 1, 1, 1), t)
-    t[1] = torch.where(torch.rand(t.shape[1:], generator=g) < .1, t[0], t[1])
+    t = torch.where(
+        torch.rand(t.shape[1:], generator=g) < 0.4, torch.tensor([0.0, 1.0], dtype=torch.float64).view(2, 1, 1, 1, 1), t
+    )
+    t[1] = torch.where(torch.rand(t.shape[1:], generator=g) < 0.1, t[0], t[1])
     return lo + (hi - lo) * t[0], lo + (hi - lo) * t[1]
 
 
@@ -104,8 +168,10 @@ def test_boxes_of_one_image_done_together(kind):
         same = bound_margins(layers, *(v[:1].expand(3, -1, -1, -1) for v in (a, b)), y[:3], "full", together=True).low
         assert_close(same, same[:1].expand(3, -1))
         lost.append(float((alone - low).mean())), gained.append(float((low - crown).mean()))
-        if kind == "pool3": assert_close(low, alone)  # no errors are kept: nothing to share
-    if kind != "pool3": assert 0 <= sum(lost) and sum(gained) > 0, "worse than without generators for errors"
+        if kind == "pool3":
+            assert_close(low, alone)  # no errors are kept: nothing to share
+    if kind != "pool3":
+        assert 0 <= sum(lost) and sum(gained) > 0, "worse than without generators for errors"
 
 
 @pytest.mark.parametrize("kind", ["cnn", "deep", "pool3", "mlp"])
@@ -122,7 +188,14 @@ def test_linear_bounds_are_exact_where_no_unit_changes_sign(method):
     trace = forward(layers_of(F), lo, hi)[1]
     assert sum(int((t.offset > 0).sum()) for t in trace if hasattr(t, "offset")) == 0
     x = lo.requires_grad_()
-    truth = torch.stack([exact(F, (lo + hi) / 2, y)[:, j] - (torch.autograd.grad(exact(F, x, y)[:, j].sum(), x)[0].abs() * (hi - lo) / 2).sum((1, 2, 3)) for j in range(4)], 1)
+    truth = torch.stack(
+        [
+            exact(F, (lo + hi) / 2, y)[:, j]
+            - (torch.autograd.grad(exact(F, x, y)[:, j].sum(), x)[0].abs() * (hi - lo) / 2).sum((1, 2, 3))
+            for j in range(4)
+        ],
+        1,
+    )
     assert_close(bounds(F, lo.detach(), hi.detach(), y, method), truth.detach())
 
 
@@ -137,36 +210,52 @@ def test_every_layer_of_the_forward_pass_encloses_and_every_plane_bounds(seed, k
         a, b = interval(layers[:i] + layers[-1:], lo, hi)
         for _ in range(20):
             v = lo + (hi - lo) * torch.rand(lo.shape, generator=g, dtype=torch.float64).round()
-            for layer in layers[:i - 1]: v = layer(v)
+            for layer in layers[: i - 1]:
+                v = layer(v)
             out = layers[i - 1](v)
-            assert (l - 1e-9 <= out).all() and (out <= u + 1e-9).all() and (a - 1e-9 <= out).all() and (out <= b + 1e-9).all()
+            assert (
+                (l - 1e-9 <= out).all()
+                and (out <= u + 1e-9).all()
+                and (a - 1e-9 <= out).all()
+                and (out <= b + 1e-9).all()
+            )
             if hasattr(trace[-1], "lower"):
                 k, (n, c, *size) = layers[i - 1].k, v.shape
-                if k > 1: v = v.view(n, c, size[0] // k, k, size[1] // k, k).permute(0, 3, 5, 1, 2, 4).flatten(1, 2)
-                else: v = v[:, None]
+                if k > 1:
+                    v = v.view(n, c, size[0] // k, k, size[1] // k, k).permute(0, 3, 5, 1, 2, 4).flatten(1, 2)
+                else:
+                    v = v[:, None]
                 below, above = (trace[-1].lower * v).sum(1), (trace[-1].upper * v).sum(1)
-                for w in trace[-1][:2]: assert (w >= 0).all() and (w.sum(1) <= 1 + 1e-12).all() and (layers[i - 1].zero or (w.sum(1) >= 1 - 1e-12).all())
+                for w in trace[-1][:2]:
+                    assert (
+                        (w >= 0).all()
+                        and (w.sum(1) <= 1 + 1e-12).all()
+                        and (layers[i - 1].zero or (w.sum(1) >= 1 - 1e-12).all())
+                    )
                 assert (below <= out + 1e-9).all() and (out <= above + trace[-1].offset + 1e-9).all()
 
 
 @few
-@given(seeds, st.sampled_from(["cnn", "relu-pool", "mlp"]), st.integers(1, 6), st.sampled_from([0., .01, .3]))
+@given(seeds, st.sampled_from(["cnn", "relu-pool", "mlp"]), st.integers(1, 6), st.sampled_from([0.0, 0.01, 0.3]))
 def test_curves_enclose_the_errors_they_stand_for(seed, kind, free, narrow):
     """Not only each unit: every linear functional of the errors has to stay within its bounds, that is what a polytope promises."""
     F, (lo, hi, _, g) = network(seed, "cnn" if kind == "relu-pool" else kind), boxes(seed, n=1, free=free)
     layers = layers_of(F)
     block = {"cnn": layers[:2], "relu-pool": [layers[0], layers[1], nn.Flatten()], "mlp": layers[:3]}[kind]
-    if free > 1: hi = torch.where(torch.rand(hi.shape, generator=g) < .4, lo + narrow * (hi - lo), hi)
+    if free > 1:
+        hi = torch.where(torch.rand(hi.shape, generator=g) < 0.4, lo + narrow * (hi - lo), hi)
     box, z = zonotope_of_box(lo, hi), forward([*block, layers[-1]], lo, hi)[0]
     c = curves(block, box, z)
     assert (c.r <= z.r + 1e-12).all() and (c.V is None or sum(c.V.sizes) == len(c.V.P))
     xi = torch.rand(2000, 1, 6, 6, generator=g, dtype=torch.float64)
     xi[:1000] = (xi[:1000] * 2).round() / 2
-    affine = c.c + torch.einsum("tp,p...->t...", (2 * xi - 1).flatten(1)[:, box.G.whole().flatten(1).nonzero()[:, 1]], c.G.whole())
+    affine = c.c + torch.einsum(
+        "tp,p...->t...", (2 * xi - 1).flatten(1)[:, box.G.whole().flatten(1).nonzero()[:, 1]], c.G.whole()
+    )
     e = (nn.Sequential(*block)(lo + xi * (hi - lo)) - affine).flatten(1)
     probe = nn.Linear(e.shape[1], 300, bias=False).double()
     probe.weight.data = torch.randn(300, e.shape[1], generator=g, dtype=torch.float64)
-    probe.weight.data[:e.shape[1]] = torch.eye(e.shape[1], dtype=torch.float64)[:300]
+    probe.weight.data[: e.shape[1]] = torch.eye(e.shape[1], dtype=torch.float64)[:300]
     probe.weight.data[150:] *= torch.rand(150, e.shape[1], generator=g) < 3 / e.shape[1]  # few units at a time
     c = c._replace(c=0 * c.c, G=None)
     l, u = (c.flatten(whole=False) if c.c.dim() > 2 else c).affine(probe).bounds()
@@ -178,7 +267,7 @@ def test_curves_of_one_pixel_leave_a_fraction_of_the_error():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         block = [nn.Flatten(), nn.Linear(36, 400).double(), Maximum(1, True)]
-    hi, lo = torch.where(hi > lo, 1., lo), torch.where(hi > lo, 0., lo)  # one pixel from 0 to 1
+    hi, lo = torch.where(hi > lo, 1.0, lo), torch.where(hi > lo, 0.0, lo)  # one pixel from 0 to 1
     z = forward([*block, nn.Linear(400, 2).double()], lo, hi)[0]
     c = curves(block, zonotope_of_box(lo, hi), z)
     assert c.V.sizes and z.r.sum() > 0 and c.r.sum() < z.r.sum() / 4
@@ -187,56 +276,88 @@ def test_curves_of_one_pixel_leave_a_fraction_of_the_error():
 def test_a_rectifier_gets_the_line_of_crown():
     g = torch.Generator().manual_seed(0)
     l, u = (3 * torch.randn(2, 2000, generator=g, dtype=torch.float64)).sort(0).values
-    l, u = torch.cat([l, torch.tensor([0., -1., -1., 1., 0.])])[None], torch.cat([u, torch.tensor([1., 0., -.5, 2., 0.])])[None]
+    l, u = (
+        torch.cat([l, torch.tensor([0.0, -1.0, -1.0, 1.0, 0.0])])[None],
+        torch.cat([u, torch.tensor([1.0, 0.0, -0.5, 2.0, 0.0])])[None],
+    )
     _, (lam, s, t) = maximum(Zonotope((l + u) / 2, None, (u - l) / 2), Maximum(1, True))
     lam, s = lam[:, 0], s[:, 0]
     for d in torch.linspace(0, 1, 33, dtype=torch.float64)[:, None] * (u - l) + l:
         assert (lam * d <= d.relu() + 1e-12).all() and (d.relu() <= s * d + t + 1e-12).all()
     mixed = (l < 0) & (u > 0)
-    assert_close((s * u + t)[mixed], u[mixed]); assert_close((s * l + t)[mixed], 0 * l[mixed]); assert_close(lam[mixed], (u > -l).double()[mixed])
-    assert (t[~mixed] == 0).all() and torch.equal(s[0, -5:-1], torch.tensor([1., 0., 0., 1.], dtype=torch.float64))
+    assert_close((s * u + t)[mixed], u[mixed])
+    assert_close((s * l + t)[mixed], 0 * l[mixed])
+    assert_close(lam[mixed], (u > -l).double()[mixed])
+    assert (t[~mixed] == 0).all() and torch.equal(s[0, -5:-1], torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64))
 
 
 @few
-@given(seeds, st.sampled_from([(1, True), (2, True), (2, False), (3, True)]), st.sampled_from(["pixels", "errors", "boxes"]))
+@given(
+    seeds,
+    st.sampled_from([(1, True), (2, True), (2, False), (3, True)]),
+    st.sampled_from(["pixels", "errors", "boxes"]),
+)
 def test_a_maximum_is_between_its_planes_at_every_point_of_the_set(seed, kind, what):
     g = torch.Generator().manual_seed(seed)
     new = lambda *s: torch.randn(*s, generator=g, dtype=torch.float64)
     N = 4 if what == "boxes" else 1
     own = torch.tensor([0, 2, 3, 1, 0, 1, 2, 3, 2]) if N > 1 else torch.zeros(9, dtype=torch.long)
-    G = Patches(new(9, 3, 4, 3), (3, 1, 4, 1) if N > 1 else (1,) * 9, tuple((i % 5 - 1, i % 4) for i in range(4 if N > 1 else 9)), (6, 6), own, None, N)
+    G = Patches(
+        new(9, 3, 4, 3),
+        (3, 1, 4, 1) if N > 1 else (1,) * 9,
+        tuple((i % 5 - 1, i % 4) for i in range(4 if N > 1 else 9)),
+        (6, 6),
+        own,
+        None,
+        N,
+    )
     G = G.apply(torch.mul, new(1, 1, 1, 1).new_ones(N, 1, 6, 6))  # nothing outside of the map
-    z, layer = Zonotope(new(N, 3, 6, 6), G, .2 * new(N, 3, 6, 6).abs()), Maximum(*kind)
+    z, layer = Zonotope(new(N, 3, 6, 6), G, 0.2 * new(N, 3, 6, 6).abs()), Maximum(*kind)
     if what != "pixels":
         E = Patches(new(4, 3, 2, 3), (1, 3), ((0, 1), (4, 4)), (6, 6), None, new(N, 4).abs() * (new(N, 4) > -1), N)
         z = z._replace(E=E.apply(torch.mul, torch.ones(1, 1, 6, 6, dtype=torch.float64)))
-    if what == "errors": z = z._replace(V=Patches(new(6, 3, 3, 3), (2, 4), ((-1, 2), (2, 2)), (6, 6)))
+    if what == "errors":
+        z = z._replace(V=Patches(new(6, 3, 3, 3), (2, 4), ((-1, 2), (2, 2)), (6, 6)))
     m, planes = maximum(z, layer)
     for _ in range(40):
         rows = G.whole() * new(9).sign()[:, None, None, None]
         v = z.c + torch.zeros_like(z.c).index_add(0, own, rows) + z.r * new(N, 3, 6, 6).sign()
-        if z.E is not None: v = v + torch.einsum("nm,m...->n...", z.E.share * (2 * torch.rand(N, 4, generator=g, dtype=torch.float64) - 1), z.E.whole())
-        if z.V is not None: v = v + sum(p[torch.randint(len(p), (1,), generator=g)] for p in z.V.whole().split(z.V.sizes))
+        if z.E is not None:
+            v = v + torch.einsum(
+                "nm,m...->n...", z.E.share * (2 * torch.rand(N, 4, generator=g, dtype=torch.float64) - 1), z.E.whole()
+            )
+        if z.V is not None:
+            v = v + sum(p[torch.randint(len(p), (1,), generator=g)] for p in z.V.whole().split(z.V.sizes))
         out = layer(v)
         l, u = m.bounds()
         entries = v.view(N, 3, 6 // layer.k, layer.k, 6 // layer.k, layer.k).permute(0, 3, 5, 1, 2, 4).flatten(1, 2)
-        assert ((planes.lower * entries).sum(1) <= out + 1e-9).all() and (out <= (planes.upper * entries).sum(1) + planes.offset + 1e-9).all()
+        assert ((planes.lower * entries).sum(1) <= out + 1e-9).all() and (
+            out <= (planes.upper * entries).sum(1) + planes.offset + 1e-9
+        ).all()
         assert (l <= out + 1e-9).all() and (out <= u + 1e-9).all()
 
 
 def test_zonotope_of_a_box_forgets_nothing():
     lo, hi, _, _ = boxes(0)
     hi.view(-1)[::5] += 4e-7
-    for tiny in (0., 1e-6, .3):
+    for tiny in (0.0, 1e-6, 0.3):
         z = zonotope_of_box(lo, hi, tiny)
         l, u = z.bounds()
-        assert_close(l, lo, rtol=0, atol=1e-14); assert_close(u, hi, rtol=0, atol=1e-14)
-        assert len(z.G.own) == int((hi - lo > tiny).sum()) and torch.equal(z.G.own.bincount(), (hi - lo > tiny).flatten(1).sum(1))
+        assert_close(l, lo, rtol=0, atol=1e-14)
+        assert_close(u, hi, rtol=0, atol=1e-14)
+        assert len(z.G.own) == int((hi - lo > tiny).sum()) and torch.equal(
+            z.G.own.bincount(), (hi - lo > tiny).flatten(1).sum(1)
+        )
         assert_close(zonotope_of_box(lo.flatten(1), hi.flatten(1), tiny).bounds(), (lo.flatten(1), hi.flatten(1)))
 
 
 @few
-@given(seeds, st.sampled_from([(1, 5.), (1, 1000.), (2, 40.), (1, math.inf), (3, math.inf), None]), st.floats(.005, .3), st.sampled_from(["cnn", "mlp"]))
+@given(
+    seeds,
+    st.sampled_from([(1, 5.0), (1, 1000.0), (2, 40.0), (1, math.inf), (3, math.inf), None]),
+    st.floats(0.005, 0.3),
+    st.sampled_from(["cnn", "mlp"]),
+)
 def test_a_certified_image_is_never_broken_and_a_broken_one_is(seed, layer, eps, kind):
     F, (x, _, _, g) = network(seed, kind, gain=1.3), boxes(seed, n=6)
     model = F if layer is None else SoftQuantNet(F, SoftQuantize(*layer))
@@ -244,25 +365,37 @@ def test_a_certified_image_is_never_broken_and_a_broken_one_is(seed, layer, eps,
     y[0] = (y[0] + 1) % 4
     c = certify(model, x, y, eps, boxes=7, slack=1e-6, leaf=4)
     assert not (c.robust & c.broken).any() and c.method[0] == "wrong" and c.broken[0] and not c.robust[0]
-    assert (model(c.x).argmax(1) != y)[c.broken].all() and ((c.x - x).abs() <= eps + 1e-12).all() and 0 <= c.x.min() and c.x.max() <= 1
+    assert (
+        (model(c.x).argmax(1) != y)[c.broken].all()
+        and ((c.x - x).abs() <= eps + 1e-12).all()
+        and 0 <= c.x.min()
+        and c.x.max() <= 1
+    )
     assert (c.boxes <= 7).all() and [v == "unknown" for v in c.verdict] == [m == "open" for m in c.method]
     for _ in range(100):
         t = 2 * torch.rand(x.shape, generator=g, dtype=torch.float64) - 1
-        for r in (t, t.sign()): assert (model((x + eps * r).clamp(0, 1)).argmax(1) == y)[c.robust].all()
-    for setting in ("pgd", "bpda_ste"): assert pgd(model, x, y, eps, 10, eps / 3, setting=setting).correct_worst[c.robust].all()
+        for r in (t, t.sign()):
+            assert (model((x + eps * r).clamp(0, 1)).argmax(1) == y)[c.robust].all()
+    for setting in ("pgd", "bpda_ste"):
+        assert pgd(model, x, y, eps, 10, eps / 3, setting=setting).correct_worst[c.robust].all()
 
 
 def brute_force(model, x, y, eps):
     S = model.quantize
     lo, hi = S.reachable_box(x, eps)
     free = lambda a, b: ((b > a).flatten().nonzero()[:, 0].tolist(), levels(S.K, dtype=x.dtype))
+
     def survives(a, b, t):
         pixels, values = free(a, b)
-        for choice in itertools.product(*[[v for v in values if a.flatten()[p] <= v <= b.flatten()[p]] for p in pixels]):
+        for choice in itertools.product(
+            *[[v for v in values if a.flatten()[p] <= v <= b.flatten()[p]] for p in pixels]
+        ):
             z = a.clone()
             z.view(-1)[pixels] = torch.stack(choice) if choice else a.new_zeros(0)
-            if model.features(z[None]).argmax() != t: return False
+            if model.features(z[None]).argmax() != t:
+                return False
         return True
+
     return torch.tensor([survives(*args) for args in zip(lo, hi, y)])
 
 
@@ -270,10 +403,10 @@ def brute_force(model, x, y, eps):
 @given(seeds, st.sampled_from([1, 2]), st.sampled_from(["cnn", "pool3", "mlp"]), st.sampled_from([(16, 1), (2, 1000)]))
 def test_exact_hard_is_brute_force_whether_it_enumerates_or_cuts(seed, K, kind, how):
     F, g = network(seed, kind), torch.Generator().manual_seed(seed)
-    model, eps = SoftQuantNet(F, SoftQuantize(K, math.inf)), .1
+    model, eps = SoftQuantNet(F, SoftQuantize(K, math.inf)), 0.1
     x = levels(K)[torch.randint(0, K + 1, (10, 1, 6, 6), generator=g)]
-    near = .25 if K == 2 else .5
-    x.view(10, -1)[:, 4:10] = near + .2 * torch.rand(10, 6, generator=g, dtype=torch.float64) - .1
+    near = 0.25 if K == 2 else 0.5
+    x.view(10, -1)[:, 4:10] = near + 0.2 * torch.rand(10, 6, generator=g, dtype=torch.float64) - 0.1
     y = model(x).argmax(1)
     c = exact_hard(model, x, y, eps, *how)
     assert torch.equal(c.robust, brute_force(model, x, y, eps)) and torch.equal(c.broken, ~c.robust)
@@ -281,9 +414,9 @@ def test_exact_hard_is_brute_force_whether_it_enumerates_or_cuts(seed, K, kind, 
 
 
 def test_corners_are_those_of_itertools():
-    lo, hi = torch.tensor([0., .5, 0., 1.]), torch.tensor([1., .5, .5, 1.])
+    lo, hi = torch.tensor([0.0, 0.5, 0.0, 1.0]), torch.tensor([1.0, 0.5, 0.5, 1.0])
     points = torch.cat(list(corners(lo, hi, levels(2, dtype=torch.float32), 100, chunk=4)))
-    assert sorted(map(tuple, points.tolist())) == sorted(itertools.product([0, .5, 1], [.5], [0, .5], [1.]))
+    assert sorted(map(tuple, points.tolist())) == sorted(itertools.product([0, 0.5, 1], [0.5], [0, 0.5], [1.0]))
 
 
 @few
@@ -291,22 +424,27 @@ def test_corners_are_those_of_itertools():
 def test_a_cut_loses_no_reachable_point(seed, K):
     lo, hi, _, g = boxes(seed, n=1)
     lv = None if K is None else levels(K)
-    if K: lo, hi = (lo * K).round() / K, (hi * K).round() / K
-    if not (hi > lo).any(): return
+    if K:
+        lo, hi = (lo * K).round() / K, (hi * K).round() / K
+    if not (hi > lo).any():
+        return
     halves = cut(lo[0], hi[0], torch.rand(lo[0].shape, generator=g, dtype=torch.float64) * (hi[0] - lo[0]), lv)
     z = lo + (hi - lo) * torch.rand(500, 1, 6, 6, generator=g, dtype=torch.float64)
-    if K: z = ((z * K).round() / K)
+    if K:
+        z = (z * K).round() / K
     inside = torch.stack([((z >= a - 1e-12) & (z <= b + 1e-12)).flatten(1).all(1) for a, b in halves])
     assert inside.any(0).all() and all((b >= a).all() and (b - a).sum() < (hi - lo).sum() for a, b in halves)
 
 
 def test_preimage_is_in_the_ball_and_maps_back():
     lo, hi, _, g = boxes(1, n=30)
-    x, eps = lo, .1
-    for S in (SoftQuantize(1, 20.), SoftQuantize(1, math.inf), SoftQuantize(2, math.inf), SoftQuantize(3, 60.)):
+    x, eps = lo, 0.1
+    for S in (SoftQuantize(1, 20.0), SoftQuantize(1, math.inf), SoftQuantize(2, math.inf), SoftQuantize(3, 60.0)):
         a, b = S.reachable_box(x, eps)
         hard = math.isinf(S.alpha)
-        for z in (a, b, torch.where(torch.rand(x.shape, generator=g) < .5, a, b)) + (() if hard else (a + (b - a) * torch.rand(x.shape, generator=g),)):
+        for z in (a, b, torch.where(torch.rand(x.shape, generator=g) < 0.5, a, b)) + (
+            () if hard else (a + (b - a) * torch.rand(x.shape, generator=g),)
+        ):
             v = preimage(S, z, x, eps)
             assert ((v - x).abs() <= eps + 1e-12).all() and 0 <= v.min() and v.max() <= 1
             assert_close(S(v), z, rtol=0, atol=1e-9)
@@ -322,14 +460,16 @@ def test_float32_bounds_differ_from_float64_far_less_than_the_slack():
 def test_mnist_network_in_float32():
     torch.manual_seed(0)
     model = SoftQuantNet(MnistCNN("pytorch"), SoftQuantize()).eval()
-    x = torch.rand(2, 1, 28, 28).round() * .9
-    x[:, :, 10, 10:14] = .5
+    x = torch.rand(2, 1, 28, 28).round() * 0.9
+    x[:, :, 10, 10:14] = 0.5
     y = model(x).argmax(1)
-    lo, hi = model.quantize.reachable_box(x, .05)
+    lo, hi = model.quantize.reachable_box(x, 0.05)
     low = [bounds(model.features, lo, hi, y, m) for m in METHODS]
     with torch.no_grad():
-        for _ in range(5): assert (exact(model.features, lo + (hi - lo) * torch.rand(x.shape), y) >= low[-1] - 1e-4).all()
-    for cheap, dear in zip(low, low[1:]): assert (dear >= cheap - 1e-5).all()
+        for _ in range(5):
+            assert (exact(model.features, lo + (hi - lo) * torch.rand(x.shape), y) >= low[-1] - 1e-4).all()
+    for cheap, dear in zip(low, low[1:]):
+        assert (dear >= cheap - 1e-5).all()
 
 
 def test_wrong_arguments_are_named():
@@ -341,40 +481,61 @@ def test_wrong_arguments_are_named():
         ("one image; these have the labels", lambda: bound_margins(layers_of(F), x, hi, y, "full", together=True)),
         ("expected a box and a label", lambda: bounds(F, x, hi, y[:3])),
         ("y holds labels 0 to 7; F has 4 classes", lambda: bounds(F, x, hi, y + torch.arange(8) // 7 * 4)),
-        ("F contains Sigmoid", lambda: certify(nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Sigmoid(), nn.Linear(4, 4)).double(), x, y, .1)),
-        ("method='ibp'", lambda: certify(hard, x, y, .1, method="ibp")),
-        ("alpha = inf", lambda: exact_hard(SoftQuantNet(F, SoftQuantize()), x, y, .1)),
-        ("no quantization layer", lambda: exact_hard(F, x, y, .1)),
-        ("do not divide an input", lambda: bounds(nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(1, 4)).double(), x, hi, y, "forward")),
+        (
+            "F contains Sigmoid",
+            lambda: certify(
+                nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Sigmoid(), nn.Linear(4, 4)).double(), x, y, 0.1
+            ),
+        ),
+        ("method='ibp'", lambda: certify(hard, x, y, 0.1, method="ibp")),
+        ("alpha = inf", lambda: exact_hard(SoftQuantNet(F, SoftQuantize()), x, y, 0.1)),
+        ("no quantization layer", lambda: exact_hard(F, x, y, 0.1)),
+        (
+            "do not divide an input",
+            lambda: bounds(nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(1, 4)).double(), x, hi, y, "forward"),
+        ),
     ]:
-        with pytest.raises(ValueError, match=message): call()
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 def test_exact_hard_enumerates_what_it_has_no_bounds_for():
     F, g = network(4, "mlp"), torch.Generator().manual_seed(4)
-    smooth = nn.Sequential(*[nn.Tanh() if isinstance(m, nn.ReLU) else m for m in F.modules() if not isinstance(m, nn.Sequential)])
+    smooth = nn.Sequential(
+        *[nn.Tanh() if isinstance(m, nn.ReLU) else m for m in F.modules() if not isinstance(m, nn.Sequential)]
+    )
     model, x = SoftQuantNet(smooth, SoftQuantize(1, math.inf)), torch.randint(0, 2, (12, 1, 6, 6), generator=g).double()
-    x.view(12, -1)[:, :8] = .4 + .2 * torch.rand(12, 8, generator=g, dtype=torch.float64)
-    x[0].view(-1)[:30] = .5  # too many to try
+    x.view(12, -1)[:, :8] = 0.4 + 0.2 * torch.rand(12, 8, generator=g, dtype=torch.float64)
+    x[0].view(-1)[:30] = 0.5  # too many to try
     y = model(x).argmax(1)
-    c = exact_hard(model, x, y, .3, 10)
-    assert torch.equal(c.robust[1:], brute_force(model, x[1:], y[1:], .3)) and torch.equal(c.broken[1:], ~c.robust[1:]) and c.verdict[0] == "unknown"
+    c = exact_hard(model, x, y, 0.3, 10)
+    assert (
+        torch.equal(c.robust[1:], brute_force(model, x[1:], y[1:], 0.3))
+        and torch.equal(c.broken[1:], ~c.robust[1:])
+        and c.verdict[0] == "unknown"
+    )
     assert 0 < int(c.robust.sum()) < 11
-    with pytest.raises(ValueError, match="F contains Tanh"): certify(SoftQuantNet(smooth, SoftQuantize()), x, y, .3)
+    with pytest.raises(ValueError, match="F contains Tanh"):
+        certify(SoftQuantNet(smooth, SoftQuantize()), x, y, 0.3)
 
 
 def test_what_cannot_be_computed_is_not_proven():
     F, (x, hi, _, _) = network(0), boxes(0)
     F[0].weight.data[0, 0] = math.nan  # argmax of nan is 0
     y = torch.zeros(8, dtype=torch.long)
-    for method in ("crown", "full"): assert not certify(F, x, y, .01, method=method, boxes=3).robust.any()
+    for method in ("crown", "full"):
+        assert not certify(F, x, y, 0.01, method=method, boxes=3).robust.any()
     assert bound_margins(layers_of(F), x, hi, y, "crown").open[:, 1:].all()
 
 
 def test_nothing_to_certify_is_no_error():
     F, (x, hi, y, _) = network(0), boxes(0)
-    c = certify(F, x[:0], y[:0], .1)
-    assert len(c.robust) == len(c.broken) == 0 and c.method == [] and bounds(F, x[:0], hi[:0], y[:0], "full").shape == (0, 4)
+    c = certify(F, x[:0], y[:0], 0.1)
+    assert (
+        len(c.robust) == len(c.broken) == 0
+        and c.method == []
+        and bounds(F, x[:0], hi[:0], y[:0], "full").shape == (0, 4)
+    )
 
 
 def test_only_the_classes_that_matter_are_open():
@@ -382,7 +543,7 @@ def test_only_the_classes_that_matter_are_open():
     layers, y = layers_of(F), y * 0
     for together in (False, True):
         every = bound_margins(layers, lo, hi, y, "full", together=together)
-        classes = torch.rand(8, 4, generator=torch.Generator().manual_seed(0)) < .5
+        classes = torch.rand(8, 4, generator=torch.Generator().manual_seed(0)) < 0.5
         some = bound_margins(layers, lo, hi, y, "full", together=together, classes=classes)
         assert every.open[:, 1:].all() and torch.equal(some.open, every.open & classes) and some.open.any()
         assert_close(some.low[some.open], every.low[some.open])
@@ -391,11 +552,25 @@ def test_only_the_classes_that_matter_are_open():
 def test_errors_are_kept_behind_flatten_and_for_several_channels():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        F = nn.Sequential(nn.Conv2d(2, 4, 3, padding=2, groups=2), nn.ReLU(), nn.Conv2d(4, 3, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(27, 9), nn.ReLU(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 4)).double()
-    for p in F.parameters(): p.requires_grad_(False).mul_(2)
+        F = nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=2, groups=2),
+            nn.ReLU(),
+            nn.Conv2d(4, 3, 3, stride=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(27, 9),
+            nn.ReLU(),
+            nn.Linear(9, 8),
+            nn.ReLU(),
+            nn.Linear(8, 4),
+        ).double()
+    for p in F.parameters():
+        p.requires_grad_(False).mul_(2)
     g = torch.Generator().manual_seed(0)
     lo = torch.rand(1, 2, 6, 6, generator=g, dtype=torch.float64)
-    lo, hi = parts(lo, lo + .3 * (torch.rand(lo.shape, generator=g) < .2), g, 40)
+    lo, hi = parts(lo, lo + 0.3 * (torch.rand(lo.shape, generator=g) < 0.2), g, 40)
     y = torch.zeros(40, dtype=torch.long)
     low = bound_margins(layers_of(F), lo, hi, y, "full", together=True).low
-    assert (low <= smallest_seen(F, lo, hi, y, g) + 1e-9).all() and (low - bound_margins(layers_of(F), lo, hi, y, "crown").low).mean() > 0
+    assert (low <= smallest_seen(F, lo, hi, y, g) + 1e-9).all() and (
+        low - bound_margins(layers_of(F), lo, hi, y, "crown").low
+    ).mean() > 0

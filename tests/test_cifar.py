@@ -23,8 +23,22 @@ LITTLE = {**SMALL, "models": "natural,nsq"}
 
 def papermill(*args, home, cwd=ROOT, **env):
     "Papermill's own command line, with a home of its own; returns the finished process."
-    env = {**os.environ, "NSQ_HOME": str(home), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT), **env}
-    return subprocess.run([sys.executable, "-m", "papermill", *map(str, args)], env=env, capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL)
+    env = {
+        **os.environ,
+        "NSQ_HOME": str(home),
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "Agg",
+        "PYTHONPATH": str(ROOT),
+        **env,
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "papermill", *map(str, args)],
+        env=env,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def missing(home):
@@ -44,14 +58,25 @@ def home(tmp_path_factory):
     blocked.mkdir()
     for name in ("papermill", "nbdev", "fastcore", "matplotlib", "seaborn", "IPython"):
         (blocked / f"{name}.py").write_text(f"raise ImportError('{name} is not for training and attacks')")
-    done = cli("run", "cifar", "--plain", "--scale", "smoke", *arguments(LITTLE), home=home, env={"PYTHONPATH": f"{blocked}{os.pathsep}{ROOT}"})
+    done = cli(
+        "run",
+        "cifar",
+        "--plain",
+        "--scale",
+        "smoke",
+        *arguments(LITTLE),
+        home=home,
+        env={"PYTHONPATH": f"{blocked}{os.pathsep}{ROOT}"},
+    )
     assert done.returncode == 0, done.stderr
     return home
 
 
 def test_plain_run_leaves_every_curve(home):
     found = evaluations(home)
-    assert sorted((r["model"], r["attack"]["setting"]) for r in found.values()) == sorted([("natural", "pgd"), *(("nsq", s) for s in ("pgd", "bpda", "bpda_ste"))] * 2)
+    assert sorted((r["model"], r["attack"]["setting"]) for r in found.values()) == sorted(
+        [("natural", "pgd"), *(("nsq", s) for s in ("pgd", "bpda", "bpda_ste"))] * 2
+    )
     assert all(r["attack"]["eps"] == [0, 8 / 255] and r["data"]["name"] == "photos" for r in found.values())
 
 
@@ -59,13 +84,29 @@ def test_command_without_data_says_what_to_do(tmp_path):
     "`papermill nbs/cifar.ipynb -p K 2` in the repository, on a machine without CIFAR-10."
     done = papermill("nbs/cifar.ipynb", "-p", "K", "2", home=tmp_path, NSQ_DATA=str(tmp_path), CUDA_VISIBLE_DEVICES="")
     assert done.returncode != 0
-    assert all(word in done.stderr for word in ("FileNotFoundError", "cifar-10-batches-py", "NSQ_DATA", "download", "-p scale smoke"))
+    assert all(
+        word in done.stderr
+        for word in ("FileNotFoundError", "cifar-10-batches-py", "NSQ_DATA", "download", "-p scale smoke")
+    )
     assert "CIFAR-10 was not found" in json.dumps(json.loads(done.stdout)["cells"]) and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("wrong, said", [
-    ({"K": 0}, "K=0"), ({"eps": 2}, "eps="), ({"eps": "8"}, "8/255, not 8"), ({"models": "nqs"}, "natural"), ({"network": "resnet"}, "narrow"), ({"alpha": -1}, "alpha=-1"),
-    ({"noise": "16"}, "16/255, not 16"), ({"step_size": "x"}, "step_size"), ({"n_test": 100_000}, "only 500"), ({"levels": "2,4"}, "levels"), ({"Kay": 2}, "unknown parameter Kay")])
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"K": 0}, "K=0"),
+        ({"eps": 2}, "eps="),
+        ({"eps": "8"}, "8/255, not 8"),
+        ({"models": "nqs"}, "natural"),
+        ({"network": "resnet"}, "narrow"),
+        ({"alpha": -1}, "alpha=-1"),
+        ({"noise": "16"}, "16/255, not 16"),
+        ({"step_size": "x"}, "step_size"),
+        ({"n_test": 100_000}, "only 500"),
+        ({"levels": "2,4"}, "levels"),
+        ({"Kay": 2}, "unknown parameter Kay"),
+    ],
+)
 def test_wrong_values_stop_before_any_work(wrong, said, tmp_path, monkeypatch):
     monkeypatch.setenv("NSQ_HOME", str(tmp_path))
     with pytest.raises(ValueError, match=said):
@@ -74,21 +115,46 @@ def test_wrong_values_stop_before_any_work(wrong, said, tmp_path, monkeypatch):
 
 
 def test_wrong_value_on_the_command_line(tmp_path):
-    done = papermill(ROOT / "nbs" / "cifar.ipynb", "o.ipynb", "-p", "K", "0", "-p", "scale", "smoke", home=tmp_path, cwd=tmp_path)
-    assert done.returncode != 0 and "ValueError: K=0" in done.stderr and [f.name for f in tmp_path.iterdir()] == ["o.ipynb"]
+    done = papermill(
+        ROOT / "nbs" / "cifar.ipynb", "o.ipynb", "-p", "K", "0", "-p", "scale", "smoke", home=tmp_path, cwd=tmp_path
+    )
+    assert (
+        done.returncode != 0
+        and "ValueError: K=0" in done.stderr
+        and [f.name for f in tmp_path.iterdir()] == ["o.ipynb"]
+    )
 
 
 def test_papermill_from_another_folder(home, tmp_path):
     "K reaches the specs, the figures' folder and the records; the natural model is not trained again; everything drawn is what its record says."
     before = set(home.glob("runs/train-*"))
-    done = papermill(ROOT / "nbs" / "cifar.ipynb", "o.ipynb", "-p", "K", "4", *arguments(LITTLE), "-p", "scale", "smoke", "-p", "levels", "2,3,5", home=home, cwd=tmp_path)
+    done = papermill(
+        ROOT / "nbs" / "cifar.ipynb",
+        "o.ipynb",
+        "-p",
+        "K",
+        "4",
+        *arguments(LITTLE),
+        "-p",
+        "scale",
+        "smoke",
+        "-p",
+        "levels",
+        "2,3,5",
+        home=home,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
-    new, = set(home.glob("runs/train-*")) - before
+    (new,) = set(home.glob("runs/train-*")) - before
     assert json.loads((new / "record.json").read_text())["spec"]["K"] == 4
-    folder, = {p.parent for p in home.glob("figures/smoke/cifar-*/fig4.json")}
+    (folder,) = {p.parent for p in home.glob("figures/smoke/cifar-*/fig4.json")}
     assert {"K4", "levels2+3+5"} <= set(folder.name.split("-"))
     fig4, fig11 = (json.loads((folder / f"{f}.json").read_text()) for f in ("fig4", "fig11"))
-    assert fig4["training"]["nsq"]["spec"]["network"] == "cifar_tiny" and fig4["attack"]["step_size"] == 2 / 255 and fig11["spec"]["K"] == 5
+    assert (
+        fig4["training"]["nsq"]["spec"]["network"] == "cifar_tiny"
+        and fig4["attack"]["step_size"] == 2 / 255
+        and fig11["spec"]["K"] == 5
+    )
     assert {"device", "versions", "commit", "dirty", "seconds"} <= set(fig4["provenance"]) and fig4["data"]["n"] == 20
     text = (tmp_path / "o.ipynb").read_text()
     assert "scikit-learn's two photographs" in text and '"output_type": "error"' not in text
@@ -103,17 +169,40 @@ def test_papermill_from_another_folder(home, tmp_path):
 def test_paper_preset_is_the_papers():
     "What the paper prints and MadryLab's recipe, without running it."
     p = cifar.protocol(scale="paper", device="cpu")
-    assert [t.model for t in p.train] == ["natural", "pgd", "sq", "nsq", "fgsm_rs"] and p.attacks[0].n_test == 10_000 and p.dataset == "cifar10"
+    assert (
+        [t.model for t in p.train] == ["natural", "pgd", "sq", "nsq", "fgsm_rs"]
+        and p.attacks[0].n_test == 10_000
+        and p.dataset == "cifar10"
+    )
     for t in p.train:
-        assert (t.network, t.iterations, t.batch_size, t.optimizer, t.lr, t.schedule, t.weight_decay, t.augment) == ("cifar_wide", 80_000, 128, "sgd", .1, "madrylab", 2e-4, True)
+        assert (t.network, t.iterations, t.batch_size, t.optimizer, t.lr, t.schedule, t.weight_decay, t.augment) == (
+            "cifar_wide",
+            80_000,
+            128,
+            "sgd",
+            0.1,
+            "madrylab",
+            2e-4,
+            True,
+        )
     pgd, nsq = p.train[1], p.train[3]
-    assert (pgd.eps, pgd.steps, pgd.step_size) == (8 / 255, 10, 2 / 255) and (nsq.K, nsq.alpha, nsq.noise) == (2, 25500, 16 / 255)
+    assert (pgd.eps, pgd.steps, pgd.step_size) == (8 / 255, 10, 2 / 255) and (nsq.K, nsq.alpha, nsq.noise) == (
+        2,
+        25500,
+        16 / 255,
+    )
     assert {(a.setting, a.loss) for a in p.attacks} == set(itertools.product(("pgd", "bpda", "bpda_ste"), ("ce", "cw")))
-    assert all(a.steps == 20 and a.step_size == 2 / 255 and a.eps == tuple(e / 255 for e in (0, 1, 2, 4, 6, 8)) for a in p.attacks)
+    assert all(
+        a.steps == 20 and a.step_size == 2 / 255 and a.eps == tuple(e / 255 for e in (0, 1, 2, 4, 6, 8))
+        for a in p.attacks
+    )
 
 
 def test_study_shares_the_cells_of_cifar_and_lists_the_others(home):
-    assert {(c["K"], c["alpha"]) for c in map(parameters_of, missing(home))} == {("2", "255"), ("4", "255")}  # (2, 25500) and (4, 25500) are NSQs of the runs above, BPDA included
+    assert {(c["K"], c["alpha"]) for c in map(parameters_of, missing(home))} == {
+        ("2", "255"),
+        ("4", "255"),
+    }  # (2, 25500) and (4, 25500) are NSQs of the runs above, BPDA included
     assert not cli("run", "cifar", "--list", home=home).stdout
 
 
@@ -122,15 +211,23 @@ def test_cells_run_one_by_one_and_the_last_one_draws(home, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in home.glob("runs/*/record.json")}
     *lines, last = missing(home)
     for line in lines:
-        assert cli("run", "parameter_study", "--plain", *arguments(parameters_of(line)), "--scale", "smoke", home=home).returncode == 0
+        assert (
+            cli(
+                "run", "parameter_study", "--plain", *arguments(parameters_of(line)), "--scale", "smoke", home=home
+            ).returncode
+            == 0
+        )
     words = shlex.split(last)
     assert words[:2] == ["papermill", "nbs/parameter_study.ipynb"]
     done = papermill(words[1], tmp_path / Path(words[2]).name, *words[3:], home=home)
     assert done.returncode == 0, done.stderr
     assert before == {p: p.stat().st_mtime_ns for p in before}, "what was there was computed again"
-    folder, = home.glob("figures/smoke/parameter_study-*")
+    (folder,) = home.glob("figures/smoke/parameter_study-*")
     assert {p.name for p in folder.glob("*.svg")} == {"fig5.svg", "fig6.svg", "parameter-study.svg"}
-    assert "matters more" in (folder / "parameter-effects.md").read_text() and "photographs" in (folder / "parameter-effects.md").read_text()
+    assert (
+        "matters more" in (folder / "parameter-effects.md").read_text()
+        and "photographs" in (folder / "parameter-effects.md").read_text()
+    )
     assert not missing(home)
 
 
@@ -141,14 +238,21 @@ def test_decomposition_follows_from_the_records(home):
     for p in home.glob("runs/eval-*/record.json"):
         r = records.load_json(p)
         spec = records.load_json(home / "runs" / f"train-{r['train_hash']}" / "record.json")["spec"]
-        if r["attack"]["setting"] == "bpda" and r["attack"]["loss"] == "cw" and spec["alpha"] in (255, 25500) and spec["K"] in (2, 4):
+        if (
+            r["attack"]["setting"] == "bpda"
+            and r["attack"]["loss"] == "cw"
+            and spec["alpha"] in (255, 25500)
+            and spec["K"] in (2, 4)
+        ):
             found[spec["K"], spec["alpha"]] = [records.unpack(o, 20) for o in r["series"][0]["outcomes"]]
     A = np.array([[found[K, a][1].mean() for a in (255, 25500)] for K in (2, 4)])
     rows = {(r["response"], r["loss"], r["effect"]): r for r in plots.effects_rows(record, draws=50)}
     for effect, other in (("K", A.mean(1)), ("alpha", A.mean(0))):
         assert rows["largest", "cw", effect]["size"] == pytest.approx(50 * abs(other[1] - other[0]), abs=1e-3)
         assert rows["largest", "cw", effect]["change"] == pytest.approx(100 * (other[1] - other[0]), abs=1e-3)
-    assert rows["largest", "cw", "interaction"]["size"] == pytest.approx(25 * abs(A[0, 0] - A[0, 1] - A[1, 0] + A[1, 1]), abs=1e-3)
+    assert rows["largest", "cw", "interaction"]["size"] == pytest.approx(
+        25 * abs(A[0, 0] - A[0, 1] - A[1, 0] + A[1, 1]), abs=1e-3
+    )
 
 
 def test_study_without_any_cell_says_so(tmp_path, monkeypatch):
@@ -161,7 +265,11 @@ def test_study_without_any_cell_says_so(tmp_path, monkeypatch):
 @pytest.mark.parametrize("model", ["nsq", "pgd", "fgsm_rs"])
 def test_killed_training_ends_with_the_same_weights(model, tmp_path, monkeypatch):
     "The recipes of scale cpu, bit for bit: momentum, batch statistics, schedule, order, crops and noise all go on where they were."
-    spec = dataclasses.replace(cifar.protocol(scale="cpu", device="cpu", models=model, iterations=12).train[0], batch_size=16, **({"steps": 2} if model == "pgd" else {}))
+    spec = dataclasses.replace(
+        cifar.protocol(scale="cpu", device="cpu", models=model, iterations=12).train[0],
+        batch_size=16,
+        **({"steps": 2} if model == "pgd" else {}),
+    )
     photos, step, calls = load("photos", "train"), training.training_step, []
 
     def stops(*args):

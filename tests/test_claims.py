@@ -1,4 +1,5 @@
 """Claims and `nsq-repro verify`: a real record set passes, and one changed number anywhere in it does not."""
+
 import base64
 import json
 import os
@@ -23,9 +24,13 @@ def save_all(record, cost, nets, test):
     "Every item of the MNIST notebook, from a run on the digits."
     made = {k: record[k] for k in ("scale", "seed", "data", "provenance")}
     sources = {
-        "fig1": {**made, **iterate_clouds(nets, test.floats(slice(0, 1)), test.y[:1], steps=4, step_size=0.1, restarts=5)},
+        "fig1": {
+            **made,
+            **iterate_clouds(nets, test.floats(slice(0, 1)), test.y[:1], steps=4, step_size=0.1, restarts=5),
+        },
         "fig2": {"scale": "cpu", "spec": {"K": 8, "alpha": 1000.0}},
-        "fig3": record, "fig3-worst": record,
+        "fig3": record,
+        "fig3-worst": record,
         "fig8": {**made, "images": plots.images_to_text(test.x[:4]), "spec": {"K": 1, "alphas": [10.0, 1000.0]}},
     }
     for item, source in sources.items():
@@ -49,7 +54,14 @@ def made(tmp_path_factory):
         patch.setenv("NSQ_HOME", str(home))
         training = {m: dict(iterations=3, batch_size=10) for m in MODELS}
         training["pgd"] |= dict(steps=2, step_size=0.1)
-        preset = {**mnist.PRESETS["smoke"], "training": training, "models": MODELS, "n_test": 20, "steps": 2, "eps": (0.0, 0.1, 0.3)}
+        preset = {
+            **mnist.PRESETS["smoke"],
+            "training": training,
+            "models": MODELS,
+            "n_test": 20,
+            "steps": 2,
+            "eps": (0.0, 0.1, 0.3),
+        }
         p = choose_protocol("mnist", {"cpu": preset}, "cpu", device="cpu")
         fit, test = load("digits", "train"), load("digits")
         nets, trained, evaluated = run_protocol(p, fit, test, progress=False)
@@ -84,7 +96,10 @@ def test_what_a_run_left_is_verified(home, capsys):
     assert said.count("redrawn") == 5 and "32 curves counted" in said and "false as stated" in said
     assert all(str(c["value"]) in said for c in records.paper(dataset="mnist", kind="measured") if c["unit"] == "%")
     for c in claims.claims_rows("cpu"):  # digits decide nothing about the paper's data
-        assert c["verdict"] == claims.UNTESTED or claims.rule_of({k["id"]: k for k in records.paper()}[c["id"]]) in (*claims.MATHEMATICS, "fill")
+        assert c["verdict"] == claims.UNTESTED or claims.rule_of({k["id"]: k for k in records.paper()}[c["id"]]) in (
+            *claims.MATHEMATICS,
+            "fill",
+        )
 
 
 def flip(outcomes, i):
@@ -97,19 +112,61 @@ def series(record, **which):
     return next(s for s in record["series"] if all(s[k] == v for k, v in which.items()))
 
 
-def spoil_accuracy(r): r["series"][0]["accuracy"][0] += 0.05
-def spoil_outcome(r): r["series"][0]["outcomes"][0] = flip(r["series"][0]["outcomes"][0], 3)
-def spoil_interval(r): r["series"][5]["high"][-1] -= 1e-4
-def spoil_count(r): r["series"][2]["correct"][1] += 1
-def spoil_n(r): r["series"][2]["n"] += 1
-def spoil_worst(r): series(r, accounting="worst", model="nsq")["outcomes"][-1] = records.pack(np.ones(20, bool))
-def spoil_radius(r): r["series"][0]["eps"][1] = 0.12
-def spoil_seed(r): r["seed"] = 7
-def spoil_steps(r): r["attack"]["steps"] = 100
-def spoil_scale(r): r["scale"] = "paper"
+def spoil_accuracy(r):
+    r["series"][0]["accuracy"][0] += 0.05
 
 
-@pytest.mark.parametrize("spoil", [spoil_accuracy, spoil_outcome, spoil_interval, spoil_count, spoil_n, spoil_worst, spoil_radius, spoil_seed, spoil_steps, spoil_scale])
+def spoil_outcome(r):
+    r["series"][0]["outcomes"][0] = flip(r["series"][0]["outcomes"][0], 3)
+
+
+def spoil_interval(r):
+    r["series"][5]["high"][-1] -= 1e-4
+
+
+def spoil_count(r):
+    r["series"][2]["correct"][1] += 1
+
+
+def spoil_n(r):
+    r["series"][2]["n"] += 1
+
+
+def spoil_worst(r):
+    series(r, accounting="worst", model="nsq")["outcomes"][-1] = records.pack(np.ones(20, bool))
+
+
+def spoil_radius(r):
+    r["series"][0]["eps"][1] = 0.12
+
+
+def spoil_seed(r):
+    r["seed"] = 7
+
+
+def spoil_steps(r):
+    r["attack"]["steps"] = 100
+
+
+def spoil_scale(r):
+    r["scale"] = "paper"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        spoil_accuracy,
+        spoil_outcome,
+        spoil_interval,
+        spoil_count,
+        spoil_n,
+        spoil_worst,
+        spoil_radius,
+        spoil_seed,
+        spoil_steps,
+        spoil_scale,
+    ],
+)
 def test_a_changed_number_in_a_record_is_found(spoil, home):
     change(home / "fig3.json", spoil)
     assert problems(home / "fig3.json")
@@ -117,6 +174,7 @@ def test_a_changed_number_in_a_record_is_found(spoil, home):
 
 def test_a_consistent_lie_is_found(home):
     "An outcome changed together with count, accuracy and interval: the record fits, the figure, tables and claims made from it do not."
+
     def lie(r):
         s = series(r, model="natural", loss="ce", accounting="last")
         bits = ~records.unpack(s["outcomes"][-1], s["n"])
@@ -124,38 +182,86 @@ def test_a_consistent_lie_is_found(home):
         s["low"][-1], s["high"][-1] = claims.wilson(bits.sum(), s["n"])
         w = series(r, model="natural", loss="ce", accounting="worst")
         worst = records.unpack(w["outcomes"][-1], w["n"]) & bits
-        w["outcomes"][-1], w["correct"][-1], w["accuracy"][-1] = records.pack(worst), int(worst.sum()), worst.mean().item()
+        w["outcomes"][-1], w["correct"][-1], w["accuracy"][-1] = (
+            records.pack(worst),
+            int(worst.sum()),
+            worst.mean().item(),
+        )
         w["low"][-1], w["high"][-1] = claims.wilson(worst.sum(), w["n"])
+
     change(home / "fig3.json", lie)
     assert not claims.check_series(json.loads((home / "fig3.json").read_text()))
     assert problems(home / "fig3.json") and problems(home / "mnist-accuracy.json")
 
 
-def spoil_iterate(r): r["paths"][1]["xy"][0][1][0] *= 0.5
-def spoil_alpha(r): r["spec"]["alpha"] = 1001.0
-def spoil_pixel(r): r["images"]["base64"] = "AAAA" + r["images"]["base64"][4:] if not r["images"]["base64"].startswith("AAAA") else "////" + r["images"]["base64"][4:]
-def spoil_time(r): r["seconds_per_iteration"]["nsq"][0] *= 1.5
-def spoil_row(r): r["rows"][0]["measured"] += 1
-def spoil_sum(r): r["counts"][0]["sum"] += 1000
-def spoil_gradient(r): r["largest"]["nsq"] = [2 * v + 1 for v in r["largest"]["nsq"]]
-def spoil_verdict(r): r["rows"][0]["verdict"] = "reproduced"
-def spoil_setting(r): r["settings"][0]["used"] = "9"
+def spoil_iterate(r):
+    r["paths"][1]["xy"][0][1][0] *= 0.5
 
 
-@pytest.mark.parametrize("item, spoil", [("fig1", spoil_iterate), ("fig2", spoil_alpha), ("fig8", spoil_pixel), ("mnist-cost", spoil_time), ("mnist-accuracy", spoil_row),
-                                         ("mnist-pixels", spoil_sum), ("mnist-gradients", spoil_gradient), ("claims", spoil_verdict), ("claims", spoil_setting)])
+def spoil_alpha(r):
+    r["spec"]["alpha"] = 1001.0
+
+
+def spoil_pixel(r):
+    r["images"]["base64"] = (
+        "AAAA" + r["images"]["base64"][4:]
+        if not r["images"]["base64"].startswith("AAAA")
+        else "////" + r["images"]["base64"][4:]
+    )
+
+
+def spoil_time(r):
+    r["seconds_per_iteration"]["nsq"][0] *= 1.5
+
+
+def spoil_row(r):
+    r["rows"][0]["measured"] += 1
+
+
+def spoil_sum(r):
+    r["counts"][0]["sum"] += 1000
+
+
+def spoil_gradient(r):
+    r["largest"]["nsq"] = [2 * v + 1 for v in r["largest"]["nsq"]]
+
+
+def spoil_verdict(r):
+    r["rows"][0]["verdict"] = "reproduced"
+
+
+def spoil_setting(r):
+    r["settings"][0]["used"] = "9"
+
+
+@pytest.mark.parametrize(
+    "item, spoil",
+    [
+        ("fig1", spoil_iterate),
+        ("fig2", spoil_alpha),
+        ("fig8", spoil_pixel),
+        ("mnist-cost", spoil_time),
+        ("mnist-accuracy", spoil_row),
+        ("mnist-pixels", spoil_sum),
+        ("mnist-gradients", spoil_gradient),
+        ("claims", spoil_verdict),
+        ("claims", spoil_setting),
+    ],
+)
 def test_other_records(item, spoil, home):
     change(home / f"{item}.json", spoil)
     assert problems(home / f"{item}.json")
 
 
-@pytest.mark.parametrize("name", ["mnist-accuracy.csv", "mnist-accuracy.md", "mnist-cost.csv", "claims.md", "claims.csv", "fig3.svg"])
+@pytest.mark.parametrize(
+    "name", ["mnist-accuracy.csv", "mnist-accuracy.md", "mnist-cost.csv", "claims.md", "claims.csv", "fig3.svg"]
+)
 def test_a_changed_digit_in_what_was_made(name, home):
     path = home / name
     text = path.read_text()
     places = [m.start() for m in re.finditer(r"\d", text)]
     i = places[len(places) // 2]
-    path.write_text(text[:i] + str((int(text[i]) + 1) % 10) + text[i + 1:])
+    path.write_text(text[:i] + str((int(text[i]) + 1) % 10) + text[i + 1 :])
     assert problems(path.with_suffix(".json"))
 
 
@@ -167,7 +273,9 @@ def test_a_changed_picture(home):
 def test_a_changed_value_of_the_paper(home, monkeypatch):
     entries = records.paper()
     next(c for c in entries if c["id"] == "mnist-nsq-bpda-0.3")["value"] = 87.23
-    monkeypatch.setattr(records, "paper", lambda **where: [c for c in entries if all(c.get(k) == v for k, v in where.items())])
+    monkeypatch.setattr(
+        records, "paper", lambda **where: [c for c in entries if all(c.get(k) == v for k, v in where.items())]
+    )
     assert problems(home / "claims.json")
 
 
@@ -215,7 +323,10 @@ def test_links_lead_somewhere():
     for page, label in (c.split("#") for c in cells if c):
         if (path := ROOT / "nbs" / page).exists():
             text = "".join("".join(c["source"]) + "\n" for c in json.loads(path.read_text())["cells"])
-            headings = {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)}
+            headings = {
+                re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-")
+                for h in re.findall(r"^#+ (.*)$", text, re.M)
+            }
             assert f"{{#{label}}}" in text or f"#| label: {label}\n" in text or label in headings, (page, label)
 
 

@@ -1,4 +1,5 @@
 """What can go wrong with image sets: missing, damaged, no network, wrong arguments. No set on the machine is needed."""
+
 import functools
 import gzip
 import hashlib
@@ -40,8 +41,10 @@ def fake(tmp_path):
 @pytest.fixture
 def offline(monkeypatch):
     "No name resolves and no proxy is known."
+
     def refuse(*args, **kwargs):
         raise socket.gaierror(-3, "Temporary failure in name resolution")
+
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -60,12 +63,15 @@ def test_digits_need_nothing(monkeypatch, offline, tmp_path):
     assert len(train) + len(test) == 1797 and data.available("digits") and not data.available("mnist")
     assert not (tmp_path / "nowhere").exists()
     from sklearn.datasets import load_digits
+
     assert torch.cat([train.y, test.y]).tolist() == load_digits().target.tolist()
 
 
 def test_import_is_light():
     "The module itself loads neither torchvision nor scikit-learn."
-    code = "import sys, nsq_repro.data; assert not {'torchvision', 'sklearn', 'matplotlib', 'fastcore'} & set(sys.modules)"
+    code = (
+        "import sys, nsq_repro.data; assert not {'torchvision', 'sklearn', 'matplotlib', 'fastcore'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -113,7 +119,16 @@ def test_root_is_a_file(tmp_path):
 def test_damaged_file_is_named(fake, file, harm):
     path = fake / "MNIST" / "raw" / file
     b = path.read_bytes()
-    path.write_bytes({"empty": b"", "header": b[:6], "last byte": b[:-1], "half": b[:len(b) // 2], "longer": b + b"\0", "gzip": gzip.compress(b)}[harm])
+    path.write_bytes(
+        {
+            "empty": b"",
+            "header": b[:6],
+            "last byte": b[:-1],
+            "half": b[: len(b) // 2],
+            "longer": b + b"\0",
+            "gzip": gzip.compress(b),
+        }[harm]
+    )
     text = message(ValueError, "mnist", root=fake)
     assert text.startswith(str(path)) and "damaged" in text and "Delete it" in text
     assert len(data.load("mnist", "train", root=fake)) == 7  # the other split is whole
@@ -132,7 +147,12 @@ def test_files_that_do_not_fit(fake):
 def test_no_network(tmp_path, offline):
     "A failed download says so in one line, and leaves nothing that a later load would take for the set."
     text = message(FileNotFoundError, "mnist", root=tmp_path, download=True)
-    assert "could not be downloaded" in text and "name resolution" in text and str(tmp_path / "MNIST" / "raw") in text and "\n" not in text
+    assert (
+        "could not be downloaded" in text
+        and "name resolution" in text
+        and str(tmp_path / "MNIST" / "raw") in text
+        and "\n" not in text
+    )
     assert "was not found" in message(FileNotFoundError, "mnist", root=tmp_path)
 
 
@@ -140,16 +160,19 @@ def test_no_network(tmp_path, offline):
 def mirror(fake, tmp_path, monkeypatch):
     "The folder of a server on this machine, with the small set packed as the download's server packs it."
     from torchvision.datasets import MNIST
+
     served = tmp_path / "mirror"
     served.mkdir()
     for f in FILES:
         (served / f"{f}.gz").write_bytes(gzip.compress((fake / "MNIST" / "raw" / f).read_bytes()))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=served)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(.05,), daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-    monkeypatch.setattr(MNIST, "resources", [(f"{f}.gz", hashlib.md5((served / f"{f}.gz").read_bytes()).hexdigest()) for f in FILES])
+    monkeypatch.setattr(
+        MNIST, "resources", [(f"{f}.gz", hashlib.md5((served / f"{f}.gz").read_bytes()).hexdigest()) for f in FILES]
+    )
     yield served
     server.shutdown()
     server.server_close()
@@ -186,7 +209,7 @@ def test_pixels_near(values, t, eps):
     assert data.pixels_near(x, t / 255, eps / 255).tolist() == [sum(abs(v - t) <= eps for v in values)]
 
 
-@pytest.mark.parametrize("kwargs", [{"t": -.1}, {"t": 1.1}, {"eps": -.1}, {"eps": float("nan")}])
+@pytest.mark.parametrize("kwargs", [{"t": -0.1}, {"t": 1.1}, {"eps": -0.1}, {"eps": float("nan")}])
 def test_pixels_near_refuses(kwargs):
     with pytest.raises(ValueError):
         data.pixels_near(torch.zeros(1, 1, 2, 2), **kwargs)
@@ -196,6 +219,7 @@ def test_pixels_near_refuses(kwargs):
 def copy(tmp_path, monkeypatch):
     "CIFAR-10 as a folder of images: two training and one test image of each class, and their pixels. Returns root and pixels."
     from PIL import Image
+
     root, pixels = tmp_path / "root", {}
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for split, n in (("train", 2), ("test", 1)):
@@ -211,15 +235,21 @@ def test_photos_need_nothing(monkeypatch, offline, tmp_path):
     "Every patch is a piece of its photograph, inside the rectangle of its class; equal each time."
     monkeypatch.setenv("NSQ_DATA", str(tmp_path / "nowhere"))
     from sklearn.datasets import load_sample_images
+
     photos = [torch.from_numpy(np.array(i)).permute(2, 0, 1) for i in load_sample_images().images]
     for split, n in (("train", 375), ("test", 125)):
         d = data.load("photos", split)
         assert d.fingerprint == data.load("photos", split).fingerprint and len(d.x.flatten(1).unique(dim=0)) == 4 * n
-        assert d.y.bincount().tolist() == [n] * 4 and all(d.y[i:i + 100].bincount(minlength=4).min() > 10 for i in range(0, 4 * n, 100))
+        assert d.y.bincount().tolist() == [n] * 4 and all(
+            d.y[i : i + 100].bincount(minlength=4).min() > 10 for i in range(0, 4 * n, 100)
+        )
         for label, (photo, top, bottom, left, right) in enumerate(data.PHOTO_AREAS.values()):
             area = photos[photo][:, top:bottom, left:right]
             area = area[:, :, -64:] if split == "test" else area[:, :, :-64]
-            windows = {w.numpy().tobytes() for w in area.unfold(1, 32, 1).unfold(2, 32, 1)[:, ::4, ::4].permute(1, 2, 0, 3, 4).flatten(0, 1)}
+            windows = {
+                w.numpy().tobytes()
+                for w in area.unfold(1, 32, 1).unfold(2, 32, 1)[:, ::4, ::4].permute(1, 2, 0, 3, 4).flatten(0, 1)
+            }
             assert all(x.numpy().tobytes() in windows for x in d.x[d.y == label])
 
 
@@ -238,7 +268,9 @@ def test_titles(monkeypatch):
     "A complete copy, the known one, and one with a wrong number of images."
     x, y = torch.zeros(10_000, 3, 1, 1, dtype=torch.uint8), torch.arange(10).repeat(1000)
     make = lambda *args: data._copy_of_cifar10(*args, "test")
-    assert make(x, y).title == "CIFAR-10 (image-folder copy)" and make(x, y.flip(0).clamp(min=1)).title.endswith("incomplete)")
+    assert make(x, y).title == "CIFAR-10 (image-folder copy)" and make(x, y.flip(0).clamp(min=1)).title.endswith(
+        "incomplete)"
+    )
     monkeypatch.setitem(data.CIFAR_COPIES, "test", data.fingerprint(x, y))
     assert make(x, y).title == "CIFAR-10 (JPEG copy)"
 
@@ -261,6 +293,7 @@ def test_decoded_once(copy, monkeypatch):
 @pytest.mark.parametrize("change", ["other bytes", "one more", "one less", "touched"])
 def test_changed_copy_is_noticed(copy, monkeypatch, change):
     from PIL import Image
+
     root, _ = copy
     before, seen = data.load("cifar10", "train", root), decodings(monkeypatch)
     file = root / "cifar10" / "train" / "frog" / "0001.png"
@@ -282,7 +315,7 @@ def test_damaged_cache(copy, capsys, harm):
     b = bytearray(path.read_bytes())
     header = 8 + int.from_bytes(b[:8], "little")
     b[{"pixel": -1, "label": header + 1}.get(harm, 0)] ^= 1 if harm in ("pixel", "label") else 0
-    path.write_bytes({"empty": b"", "half": b[:len(b) // 2]}.get(harm, b))
+    path.write_bytes({"empty": b"", "half": b[: len(b) // 2]}.get(harm, b))
     assert data.load("cifar10", root=root).fingerprint == good.fingerprint
     assert f"{path} is damaged" in capsys.readouterr().out
     data.load("cifar10", root=root)
@@ -293,14 +326,24 @@ def test_root_that_cannot_be_written(copy, monkeypatch, tmp_path):
     "The decoded images go to the home directory; without that too, they are decoded each time."
     root, _ = copy
     write = data.atomic_write
+
     def elsewhere(path, content):
         if root in path.parents:
             raise OSError(30, "Read-only file system")
         return write(path, content)
+
     monkeypatch.setattr(data, "atomic_write", elsewhere)
-    seen, kept = decodings(monkeypatch), tmp_path / "home" / ".cache" / "nsq-repro" / "cifar10" / "decoded-test.safetensors"
+    seen, kept = (
+        decodings(monkeypatch),
+        tmp_path / "home" / ".cache" / "nsq-repro" / "cifar10" / "decoded-test.safetensors",
+    )
     a, b = (data.load("cifar10", root=root) for _ in range(2))
-    assert len(seen) == 10 and a.fingerprint == b.fingerprint and kept.is_file() and not list(root.glob("**/*.safetensors"))
+    assert (
+        len(seen) == 10
+        and a.fingerprint == b.fingerprint
+        and kept.is_file()
+        and not list(root.glob("**/*.safetensors"))
+    )
     kept.unlink()
     root = tmp_path
     assert data.load("cifar10", root=tmp_path / "root").fingerprint == a.fingerprint and not kept.exists()
@@ -308,10 +351,11 @@ def test_root_that_cannot_be_written(copy, monkeypatch, tmp_path):
 
 def test_bad_images_are_named(copy):
     from PIL import Image
+
     root, _ = copy
     file = root / "cifar10" / "test" / "dog" / "0000.png"
     whole = file.read_bytes()
-    for content in (b"", whole[:len(whole) // 2], b"text"):
+    for content in (b"", whole[: len(whole) // 2], b"text"):
         file.write_bytes(content)
         assert message(ValueError, "cifar10", root=root).startswith(f"{file} is damaged")
     Image.new("RGB", (33, 32)).save(file)
@@ -322,19 +366,32 @@ def test_missing_cifar(tmp_path, copy, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("a download nobody asked for"))
     empty = tmp_path / "empty"
     text = message(FileNotFoundError, "cifar10", root=empty)
-    assert all(f in text for f in (*data.CIFAR_FILES, *data.CIFAR_CLASSES)) and str(empty / "cifar-10-batches-py") in text and str(empty / "cifar10") in text
-    assert "NSQ_DATA" in text and "download=True" in text and "all seven" in text and "photos" in text and "\n" not in text
+    assert (
+        all(f in text for f in (*data.CIFAR_FILES, *data.CIFAR_CLASSES))
+        and str(empty / "cifar-10-batches-py") in text
+        and str(empty / "cifar10") in text
+    )
+    assert (
+        "NSQ_DATA" in text and "download=True" in text and "all seven" in text and "photos" in text and "\n" not in text
+    )
     assert not empty.exists() and not data.available("cifar10", empty)
     for file in (copy[0] / "cifar10" / "test" / "cat").iterdir():
         file.unlink()
     (copy[0] / "cifar10" / "test" / "cat").rmdir()
-    assert "was not found" in message(FileNotFoundError, "cifar10", root=copy[0]) and not data.available("cifar10", copy[0])
+    assert "was not found" in message(FileNotFoundError, "cifar10", root=copy[0]) and not data.available(
+        "cifar10", copy[0]
+    )
     assert len(data.load("cifar10", "train", copy[0])) == 20
 
 
 def test_no_network_for_cifar(tmp_path, offline):
     text = message(FileNotFoundError, "cifar10", root=tmp_path, download=True)
-    assert "could not be downloaded" in text and "name resolution" in text and "cifar-10-batches-py" in text and "\n" not in text
+    assert (
+        "could not be downloaded" in text
+        and "name resolution" in text
+        and "cifar-10-batches-py" in text
+        and "\n" not in text
+    )
     assert "was not found" in message(FileNotFoundError, "cifar10", root=tmp_path)
 
 
@@ -342,6 +399,7 @@ def test_no_network_for_cifar(tmp_path, offline):
 def batches(copy, monkeypatch):
     "Binary files in the original's layout, beside the folder of images, whose checksums torchvision is told. Returns the folder and the pixels."
     from torchvision.datasets import CIFAR10
+
     folder, pixels, sums = copy[0] / "cifar-10-batches-py", {}, {}
     folder.mkdir()
     for i, f in enumerate(data.CIFAR_FILES[:-1]):
@@ -361,7 +419,11 @@ def test_original_files(batches):
     train, test = (data.load("cifar10", split, folder.parent) for split in ("train", "test"))
     assert train.x.numpy().tobytes() == b"".join(p.tobytes() for f, p in pixels.items() if f != "test_batch")
     assert test.x.numpy().tobytes() == pixels["test_batch"].tobytes() and test.y.tolist() == [5, 7, 0, 9]
-    assert train.title == test.title == "CIFAR-10" and train.y[:8].tolist() == [0, 7, 0, 9, 1, 7, 0, 9] and train.x.is_contiguous()
+    assert (
+        train.title == test.title == "CIFAR-10"
+        and train.y[:8].tolist() == [0, 7, 0, 9, 1, 7, 0, 9]
+        and train.x.is_contiguous()
+    )
 
 
 @pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
@@ -371,17 +433,30 @@ def test_wrong_checksum(batches, file):
     text = message(ValueError, "cifar10", root=batches[0].parent)
     assert text.startswith(str(path)) and "damaged" in text and "download=True" in text and text.count("batch_") <= 1
     path.unlink()
-    assert data.load("cifar10", root=batches[0].parent).title.startswith("CIFAR-10 (image-folder")  # not whole: the copy is used
+    assert data.load("cifar10", root=batches[0].parent).title.startswith(
+        "CIFAR-10 (image-folder"
+    )  # not whole: the copy is used
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(0, 4), st.integers(0, 10**6), st.booleans())
+@given(
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(0, 4),
+    st.integers(0, 10**6),
+    st.booleans(),
+)
 def test_crop_flip(n, c, h, w, pad, seed, floats):
     "Equal to moving pixel after pixel."
     x = torch.randint(0, 256, (n, c, h, w), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     x = x.double() / 255 if floats else x
     got, g = data.crop_flip(x, torch.Generator().manual_seed(seed), pad), torch.Generator().manual_seed(seed)
-    shift, flip = torch.randint(2 * pad + 1, (2, n), generator=g).sub(pad).tolist(), torch.randint(2, (n,), generator=g).tolist()
+    shift, flip = (
+        torch.randint(2 * pad + 1, (2, n), generator=g).sub(pad).tolist(),
+        torch.randint(2, (n,), generator=g).tolist(),
+    )
     assert got.shape == x.shape and got.dtype == x.dtype
     for i in range(n):
         for r in range(h):
@@ -393,11 +468,11 @@ def test_crop_flip(n, c, h, w, pad, seed, floats):
 
 def test_crop_flip_draws_evenly():
     "All 25 places and both directions, each as often as chance has it; the same image again and again is not changed itself."
-    x = torch.arange(1., 26).view(1, 1, 5, 5).expand(20_000, 1, 5, 5)
+    x = torch.arange(1.0, 26).view(1, 1, 5, 5).expand(20_000, 1, 5, 5)
     got = data.crop_flip(x, torch.Generator().manual_seed(0))
     kinds, counts = got.flatten(1).unique(dim=0, return_counts=True)
     assert len(kinds) == 50 and ((counts - 400) ** 2 / 400).sum() < 100  # chi-square of 49 degrees: P = 2e-5
-    assert torch.equal(x[0, 0], torch.arange(1., 26).view(5, 5))
+    assert torch.equal(x[0, 0], torch.arange(1.0, 26).view(5, 5))
     for bad in (dict(pad=-1), dict(x=x[0])):
         with pytest.raises(ValueError):
             data.crop_flip(**{"x": x, "generator": torch.Generator(), **bad})

@@ -11,8 +11,22 @@ from torch import nn
 
 from nsq_repro.attacks import LOSSES, ball, margin, pgd
 from nsq_repro.exact import (
-    AUTOATTACK, CHECKS, box_of, bracket, climb, closed_form, flip_search, gradient_table, judged, log_slope, sanity, sanity_record,
-    standard_attack, union, zbox, zero_gradient_share,
+    AUTOATTACK,
+    CHECKS,
+    box_of,
+    bracket,
+    climb,
+    closed_form,
+    flip_search,
+    gradient_table,
+    judged,
+    log_slope,
+    sanity,
+    sanity_record,
+    standard_attack,
+    union,
+    zbox,
+    zero_gradient_share,
 )
 from nsq_repro.networks import SoftQuantNet
 from nsq_repro.quantization import SoftQuantize, hard_quantize
@@ -23,7 +37,11 @@ SHAPE = (1, 4, 4)
 def network(K=1, alpha=30.0, seed=0, classes=3, hidden=12, dtype=torch.float64):
     "A small network behind a layer (K None: without), and 12 images with the labels it gives them."
     g = torch.Generator().manual_seed(seed)
-    layers = [nn.Flatten(), nn.Linear(16, hidden), nn.ReLU(), nn.Linear(hidden, classes)] if hidden else [nn.Flatten(), nn.Linear(16, classes)]
+    layers = (
+        [nn.Flatten(), nn.Linear(16, hidden), nn.ReLU(), nn.Linear(hidden, classes)]
+        if hidden
+        else [nn.Flatten(), nn.Linear(16, classes)]
+    )
     F = nn.Sequential(*layers).double()
     with torch.no_grad():
         for p in F.parameters():
@@ -34,13 +52,25 @@ def network(K=1, alpha=30.0, seed=0, classes=3, hidden=12, dtype=torch.float64):
     return net, x, net(x).argmax(1)
 
 
-LAYERS = [(1, 1000.0), (1, 20.0), (2, 25500.0), (4, 30.0), (4, 1.0), (8, 10000.0), (1, math.inf), (3, math.inf), (None, 1.0)]
+LAYERS = [
+    (1, 1000.0),
+    (1, 20.0),
+    (2, 25500.0),
+    (4, 30.0),
+    (4, 1.0),
+    (8, 10000.0),
+    (1, math.inf),
+    (3, math.inf),
+    (None, 1.0),
+]
 
 
 @pytest.mark.parametrize("K", [1, 2, 4])
 def test_sign_pgd_through_the_layer_is_straight_through(K):
     net, x, y = network(K, 30.0)
-    a, b, c = (pgd(m, x, y, 0.3, 30, 0.02, setting=s) for m, s in ((net, "pgd"), (net, "bpda_ste"), (closed_form(net), "pgd")))
+    a, b, c = (
+        pgd(m, x, y, 0.3, 30, 0.02, setting=s) for m, s in ((net, "pgd"), (net, "bpda_ste"), (closed_form(net), "pgd"))
+    )
     assert (a.x_last != x).all()
     assert torch.equal(a.x_last, b.x_last) and torch.equal(c.x_last, b.x_last)
 
@@ -48,7 +78,11 @@ def test_sign_pgd_through_the_layer_is_straight_through(K):
 @pytest.mark.parametrize("alpha", [1000.0, 1e6, 1e30])
 def test_closed_form_keeps_every_sign_in_float32(alpha):
     net, x, y = network(2, alpha, dtype=torch.float32)
-    a, b, raw = pgd(closed_form(net), x, y, 0.2, 10, 0.02), pgd(net, x, y, 0.2, 10, 0.02, setting="bpda_ste"), pgd(net, x, y, 0.2, 10, 0.02)
+    a, b, raw = (
+        pgd(closed_form(net), x, y, 0.2, 10, 0.02),
+        pgd(net, x, y, 0.2, 10, 0.02, setting="bpda_ste"),
+        pgd(net, x, y, 0.2, 10, 0.02),
+    )
     assert torch.equal(a.x_last, b.x_last) and not torch.equal(raw.x_last, b.x_last)
 
 
@@ -83,7 +117,10 @@ def test_zero_gradients_have_their_causes():
 def test_gradient_table():
     net, x, y = network(1, 1000.0, dtype=torch.float32)
     rows = {r["gradient"]: r for r in gradient_table(net, x, y, 0.2, steps=10, step_size=0.02)}
-    assert rows["closed form"] == {**rows["straight through"], "gradient": "closed form"} and rows["closed form"]["zero"] == 0
+    assert (
+        rows["closed form"] == {**rows["straight through"], "gradient": "closed form"}
+        and rows["closed form"]["zero"] == 0
+    )
     assert rows["float32"]["zero"] > rows["float64"]["zero"] > 0
     assert next(net.parameters()).dtype == torch.float32  # the network was left alone
 
@@ -133,7 +170,7 @@ def exact_leads(net, x, y, eps):
         free = (b.z_hi - b.z_lo > 1e-9)[i].flatten().nonzero()[:, 0]
         assert len(free) <= 9
         u = torch.zeros(512, 16, dtype=x.dtype)
-        u[:, free] = corners[:, :len(free)]
+        u[:, free] = corners[:, : len(free)]
         leads.append(margin(b.F(b.take([i]).at(u.view(-1, *SHAPE))), y[i].expand(512)).min())
     return torch.stack(leads).detach()
 
@@ -173,7 +210,11 @@ def test_no_attack_claims_more_than_brute_force():
         net, x, _ = network(1, math.inf, seed)
         x, y = few_free(net, x)
         robust = exact_leads(net, x, y, 0.3) >= 0
-        found = [zbox(net, x, y, 0.3, 40, "cw", restarts=3), zbox(net, x, y, 0.3, 40, "targeted", "apgd", 2), flip_search(net, x, y, 0.3)]
+        found = [
+            zbox(net, x, y, 0.3, 40, "cw", restarts=3),
+            zbox(net, x, y, 0.3, 40, "targeted", "apgd", 2),
+            flip_search(net, x, y, 0.3),
+        ]
         for a in found:
             assert not (robust & ~a.correct).any()
         missed += int((union({str(i): a.correct for i, a in enumerate(found)})[0] & ~robust.numpy()).sum())
@@ -188,7 +229,7 @@ def test_results_belong_to_the_image():
         order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
         mixed = zbox(net, x[order], y[order], 0.1, 15, restarts=2, seed=3, index=order, **how)
         for i in range(12):
-            one = zbox(net, x[i:i + 1], y[i:i + 1], 0.1, 15, restarts=2, seed=3, index=torch.tensor([i]), **how)
+            one = zbox(net, x[i : i + 1], y[i : i + 1], 0.1, 15, restarts=2, seed=3, index=torch.tensor([i]), **how)
             torch.testing.assert_close(one.x[0], whole.x[i])
             assert one.correct[0] == whole.correct[i]
         torch.testing.assert_close(mixed.x, whole.x[order])
@@ -235,7 +276,9 @@ def test_flip_search_with_several_levels():
     for eps in (0.02, 0.05, 0.2):
         a = flip_search(net, x, y, eps, flips=16)
         b, w = box_of(net, x, eps), (net.features[1].weight[y] - net.features[1].weight[1 - y]).view(-1, *SHAPE)
-        leads = torch.minimum(w * b.z_lo, w * b.z_hi).flatten(1).sum(1) + (net.features[1].bias[y] - net.features[1].bias[1 - y])
+        leads = torch.minimum(w * b.z_lo, w * b.z_hi).flatten(1).sum(1) + (
+            net.features[1].bias[y] - net.features[1].bias[1 - y]
+        )
         assert torch.equal(a.correct, leads >= 0)
         torch.testing.assert_close(-a.best[a.correct], leads[a.correct].detach())
         left.append(int(a.correct.sum()))
@@ -263,7 +306,12 @@ def test_union_counts():
     a, b, c = [True, False, False, True], [True, True, False, False], [True, True, False, True]
     worst, rows = union({"a": a, "b": torch.tensor(b), "c": np.array(c)})
     assert worst.tolist() == [True, False, False, False]
-    assert [(r["attack"], r["correct"], r["first"], r["only"]) for r in rows] == [("a", 2, 2, 1), ("b", 2, 1, 1), ("c", 3, 0, 0), ("all", 1, 3, 3)]
+    assert [(r["attack"], r["correct"], r["first"], r["only"]) for r in rows] == [
+        ("a", 2, 2, 1),
+        ("b", 2, 1, 1),
+        ("c", 3, 0, 0),
+        ("all", 1, 3, 3),
+    ]
     for bad in ({}, {"a": a, "b": b[:3]}):
         with pytest.raises(ValueError, match="one boolean per image"):
             union(bad)
@@ -284,7 +332,13 @@ def test_bracket():
 
 def test_the_standard_suite_says_what_is_wrong(monkeypatch):
     net, x, y = network(1, 30.0)
-    for name, how, word in (("fab", {}, "fab-t"), ("square", {"backward": "bpda"}, "'ste'"), ("transfer", {}, "source"), ("spsa", {"eps": 8}, "8/255"), ("apgd-t", {}, "4 classes")):
+    for name, how, word in (
+        ("fab", {}, "fab-t"),
+        ("square", {"backward": "bpda"}, "'ste'"),
+        ("transfer", {}, "source"),
+        ("spsa", {"eps": 8}, "8/255"),
+        ("apgd-t", {}, "4 classes"),
+    ):
         with pytest.raises(ValueError, match=word):
             standard_attack(name, net, x, y, **{"eps": 0.1, **how})
     with pytest.raises(ValueError, match="SoftQuantNet"):
@@ -304,7 +358,12 @@ def test_the_standard_suite_runs():
     raw, ste = (standard_attack("autoattack", net, x, y, 0.2, b, **few) for b in ("raw", "ste"))
     assert torch.equal(state, torch.random.get_rng_state()) and set(few) == set(AUTOATTACK)
     assert ste.correct.sum() <= raw.correct.sum()
-    own = {"spsa": dict(steps=5, samples=16), "eot": dict(steps=10, draws=2), "annealed": dict(steps=20), "transfer": dict(source=net.features, steps=10)}
+    own = {
+        "spsa": dict(steps=5, samples=16),
+        "eot": dict(steps=10, draws=2),
+        "annealed": dict(steps=20),
+        "transfer": dict(source=net.features, steps=10),
+    }
     for name, how in own.items():
         a = standard_attack(name, net, x, y, 0.3, **how)
         lo, hi = ball(x, 0.3)
@@ -312,9 +371,26 @@ def test_the_standard_suite_runs():
         assert a.correct.sum() < 12, name
 
 
-GOOD = {"n": 100, "classes": 10, "eps": 0.3, "by_eps": [[0.1, 90], [0.3, 50], [1.0, 0]], "risen": 1.0, "nan": 0,
-        "correct": {"clean": 99, "one step": 70, "iterative": 52, "last iterate": 53, "more steps": 51, "restarts": 50, "random search": 95, "black box": 80,
-                    "box": 50, "unbounded": 0}}
+GOOD = {
+    "n": 100,
+    "classes": 10,
+    "eps": 0.3,
+    "by_eps": [[0.1, 90], [0.3, 50], [1.0, 0]],
+    "risen": 1.0,
+    "nan": 0,
+    "correct": {
+        "clean": 99,
+        "one step": 70,
+        "iterative": 52,
+        "last iterate": 53,
+        "more steps": 51,
+        "restarts": 50,
+        "random search": 95,
+        "black box": 80,
+        "box": 50,
+        "unbounded": 0,
+    },
+}
 
 
 def test_a_sound_evaluation_passes():
@@ -322,12 +398,23 @@ def test_a_sound_evaluation_passes():
     assert len(rows) == len(CHECKS) + 4 and all(r["ok"] for r in rows)
 
 
-@pytest.mark.parametrize("change,red", [
-    ({"correct": {"one step": 40}}, "one step"), ({"correct": {"black box": 40}}, "without"), ({"correct": {"more steps": 30}}, "twice the steps"),
-    ({"correct": {"restarts": 30}}, "three restarts"), ({"correct": {"last iterate": 50}}, "best iterate"), ({"correct": {"box": 40}}, "agree"),
-    ({"correct": {"box": 60}}, "agree"), ({"correct": {"unbounded": 30}}, "chance"), ({"by_eps": [[0.1, 50], [0.3, 60]]}, "larger ε"), ({"risen": 0.5}, "rises"), ({"nan": 1}, "NaN"),
-    ({"correct": {"random search": 51}}, "the input attack"),
-])
+@pytest.mark.parametrize(
+    "change,red",
+    [
+        ({"correct": {"one step": 40}}, "one step"),
+        ({"correct": {"black box": 40}}, "without"),
+        ({"correct": {"more steps": 30}}, "twice the steps"),
+        ({"correct": {"restarts": 30}}, "three restarts"),
+        ({"correct": {"last iterate": 50}}, "best iterate"),
+        ({"correct": {"box": 40}}, "agree"),
+        ({"correct": {"box": 60}}, "agree"),
+        ({"correct": {"unbounded": 30}}, "chance"),
+        ({"by_eps": [[0.1, 50], [0.3, 60]]}, "larger ε"),
+        ({"risen": 0.5}, "rises"),
+        ({"nan": 1}, "NaN"),
+        ({"correct": {"random search": 51}}, "the input attack"),
+    ],
+)
 def test_a_failed_attack_turns_its_row_red(change, red):
     rows = sanity({**GOOD, **change, "correct": {**GOOD["correct"], **change.get("correct", {})}})
     assert [red in r["check"] for r in rows if not r["ok"]] == [True]
@@ -335,7 +422,12 @@ def test_a_failed_attack_turns_its_row_red(change, red):
 
 def test_sanity_asks_for_what_it_needs():
     with pytest.raises(ValueError, match="lacks 'nan', 'box'"):
-        sanity({**{k: v for k, v in GOOD.items() if k != "nan"}, "correct": {k: v for k, v in GOOD["correct"].items() if k != "box"}})
+        sanity(
+            {
+                **{k: v for k, v in GOOD.items() if k != "nan"},
+                "correct": {k: v for k, v in GOOD["correct"].items() if k != "box"},
+            }
+        )
 
 
 def test_masked_gradients_are_found_out():
@@ -347,6 +439,6 @@ def test_masked_gradients_are_found_out():
 
 
 def test_a_shifted_layer_has_the_slope_of_its_own_derivative():
-    x = torch.linspace(.01, .99, 197, dtype=torch.float64)
-    for S in (SoftQuantize(1, 40., shift=-.1), SoftQuantize(3, 60., shift=.07)):
+    x = torch.linspace(0.01, 0.99, 197, dtype=torch.float64)
+    for S in (SoftQuantize(1, 40.0, shift=-0.1), SoftQuantize(3, 60.0, shift=0.07)):
         torch.testing.assert_close(log_slope(S, x), S.derivative(x).log(), rtol=1e-9, atol=1e-9)

@@ -1,4 +1,5 @@
 """Networks and checkpoints: seeds, models of one's own, files that are cut, flipped, foreign or written by a killed run."""
+
 import copy
 import os
 import random
@@ -12,16 +13,26 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from nsq_repro.networks import NETWORKS, CifarResNet, ResidualUnit, SoftQuantNet, build, load_checkpoint, save_checkpoint
+from nsq_repro.networks import (
+    NETWORKS,
+    CifarResNet,
+    ResidualUnit,
+    SoftQuantNet,
+    build,
+    load_checkpoint,
+    save_checkpoint,
+)
 from nsq_repro.quantization import SoftQuantize
 
 
 @pytest.fixture
 def mine(monkeypatch):
     "A small registered network with running statistics and a counter among its tensors."
-    make = lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    make = lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
     monkeypatch.setitem(NETWORKS, "mine", make)
-    model = build("mine", K=2, alpha=50., seed=5)
+    model = build("mine", K=2, alpha=50.0, seed=5)
     model(torch.rand(8, 1, 9, 9))
     return model
 
@@ -48,9 +59,17 @@ def test_random_state_after_a_failure(monkeypatch):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("args, says", [
-    (dict(network="MNIST"), "'mnist_cnn'"), (dict(network=None), "'mnist_cnn'"), (dict(network="mnist_cnn", K=1), "both"),
-    (dict(network="mnist_cnn", alpha=10.), "both"), (dict(network="mnist_cnn", K=0, alpha=10.), "K"), (dict(network="mnist_cnn", K=1, alpha=-1.), "alpha")])
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        (dict(network="MNIST"), "'mnist_cnn'"),
+        (dict(network=None), "'mnist_cnn'"),
+        (dict(network="mnist_cnn", K=1), "both"),
+        (dict(network="mnist_cnn", alpha=10.0), "both"),
+        (dict(network="mnist_cnn", K=0, alpha=10.0), "K"),
+        (dict(network="mnist_cnn", K=1, alpha=-1.0), "alpha"),
+    ],
+)
 def test_wrong_arguments(args, says):
     with pytest.raises(ValueError, match=says):
         build(**args)
@@ -75,8 +94,8 @@ def test_initial_weights_of_mnist():
     "The two names share one architecture and differ in their weights; a checkpoint keeps the name."
     a, b = build("mnist_cnn", seed=1), build("mnist_cnn_pytorch", seed=1)
     assert [p.shape for p in a.parameters()] == [p.shape for p in b.parameters()] and not equal(a, b)
-    torch.testing.assert_close(a.fc1.weight.std(), torch.tensor(.088), rtol=.01, atol=0)
-    torch.testing.assert_close(b.fc1.weight.std(), torch.tensor((3 * 3136) ** -.5), rtol=.01, atol=0)
+    torch.testing.assert_close(a.fc1.weight.std(), torch.tensor(0.088), rtol=0.01, atol=0)
+    torch.testing.assert_close(b.fc1.weight.std(), torch.tensor((3 * 3136) ** -0.5), rtol=0.01, atol=0)
     assert (a.network, b.network) == ("mnist_cnn", "mnist_cnn_pytorch")
 
 
@@ -87,7 +106,10 @@ def small(monkeypatch):
     return build("small", seed=1)
 
 
-@pytest.mark.parametrize("filters, units", [((16, 16, 32), 5), ((16, 16, 33, 64), 5), ((16, 8, 32, 64), 5), ((0, 2, 4, 6), 1), ((2, 2, 4, 6), 0)])
+@pytest.mark.parametrize(
+    "filters, units",
+    [((16, 16, 32), 5), ((16, 16, 33, 64), 5), ((16, 8, 32, 64), 5), ((0, 2, 4, 6), 1), ((2, 2, 4, 6), 0)],
+)
 def test_impossible_residual_networks(filters, units):
     with pytest.raises(ValueError, match="filters=.*units="):
         CifarResNet(filters, units)
@@ -96,13 +118,16 @@ def test_impossible_residual_networks(filters, units):
 def test_standardized_inside(small):
     "Brightness and contrast of an image do not matter, and each image is by itself."
     x, net = torch.rand(3, 3, 32, 32, dtype=torch.float64), small.double().eval()
-    torch.testing.assert_close(net(.2 + .5 * x), net(x))
+    torch.testing.assert_close(net(0.2 + 0.5 * x), net(x))
     torch.testing.assert_close(net(torch.cat([x[:1], x[1:] ** 3]))[0], net(x)[0])
 
 
 def test_flat_images_behind_the_layer(small):
     "All pixels on one level: finite logits, and a gradient that is zero and not NaN."
-    model, x = SoftQuantNet(small, SoftQuantize(K=2, alpha=25500.)), torch.full((2, 3, 32, 32), .4, requires_grad=True)
+    model, x = (
+        SoftQuantNet(small, SoftQuantize(K=2, alpha=25500.0)),
+        torch.full((2, 3, 32, 32), 0.4, requires_grad=True),
+    )
     logits = model(x)
     logits.square().sum().backward()
     assert logits.isfinite().all() and (x.grad == 0).all() and all(p.grad.isfinite().all() for p in model.parameters())
@@ -115,8 +140,8 @@ def test_residual_gradients(small):
     d, e = (torch.randn(x.shape, dtype=torch.float64, generator=g) for _ in range(2))
     f = lambda s, t: net(x + s * d + t * e)[0, 3]
     s, t = (torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2))
-    along, = torch.autograd.grad(f(s, t), s, create_graph=True)
-    twice, = torch.autograd.grad(along, t)
+    (along,) = torch.autograd.grad(f(s, t), s, create_graph=True)
+    (twice,) = torch.autograd.grad(along, t)
     h = 1e-6
     torch.testing.assert_close(along, (f(h, 0) - f(-h, 0)) / (2 * h), rtol=1e-4, atol=1e-7)
     slope = lambda t: torch.autograd.grad(f(s, t), s)[0]
@@ -129,7 +154,9 @@ def test_residual_memory_format(small):
     shapes = []
     for unit in net.modules():
         if isinstance(unit, ResidualUnit):
-            unit.register_forward_hook(lambda unit, inputs, out: shapes.append(out.is_contiguous(memory_format=torch.channels_last)))
+            unit.register_forward_hook(
+                lambda unit, inputs, out: shapes.append(out.is_contiguous(memory_format=torch.channels_last))
+            )
     torch.testing.assert_close(net(x.to(memory_format=torch.channels_last)), plain(x))
     assert shapes == [True] * 6  # nothing on the way changes the layout
 
@@ -141,7 +168,7 @@ def test_residual_under_autocast(small):
     with torch.autocast("cpu", torch.bfloat16):
         got = small(x)
     got.float().square().sum().backward()
-    assert (got.float() - want).norm() < .05 * want.norm()
+    assert (got.float() - want).norm() < 0.05 * want.norm()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.dtype == torch.float32 for p in small.parameters())
     assert all(b.dtype == torch.float32 for name, b in small.named_buffers() if "running" in name)
 
@@ -154,11 +181,11 @@ def test_running_statistics_are_saved(small, tmp_path):
 
 
 def test_round_trip(mine, tmp_path):
-    meta = {"model": "nsq", "spec": {"iterations": 3, "noise": .3}, "seed": 5}
+    meta = {"model": "nsq", "spec": {"iterations": 3, "noise": 0.3}, "seed": 5}
     path = save_checkpoint(tmp_path / "new" / "m.safetensors", mine, meta)
     loaded, got = load_checkpoint(str(path))
     assert equal(loaded, mine) and not loaded.training and mine.training
-    assert meta.items() <= got.items() and (got["network"], got["K"], got["alpha"]) == ("mine", 2, 50.)
+    assert meta.items() <= got.items() and (got["network"], got["K"], got["alpha"]) == ("mine", 2, 50.0)
     x = torch.rand(4, 1, 9, 9)
     assert torch.equal(loaded(x), mine.eval()(x))
 
@@ -177,16 +204,22 @@ def test_half_precision_is_kept_out(mine, tmp_path):
     "bfloat16 weights load into the float32 network with the values they had."
     loaded, _ = load_checkpoint(save_checkpoint(tmp_path / "m", mine.bfloat16()))
     assert next(loaded.parameters()).dtype == torch.float32
-    torch.testing.assert_close(loaded.state_dict()["features.0.weight"], mine.state_dict()["features.0.weight"].float(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        loaded.state_dict()["features.0.weight"], mine.state_dict()["features.0.weight"].float(), rtol=0, atol=0
+    )
 
 
 def test_what_cannot_be_loaded_is_not_saved(mine, tmp_path):
     path = tmp_path / "m"
-    for model, says in ((nn.Linear(2, 2), "Linear"), (SoftQuantNet(mine.features, nn.Sigmoid()), "Sigmoid"), (SoftQuantNet(nn.Linear(2, 2), SoftQuantize()), "Linear")):
+    for model, says in (
+        (nn.Linear(2, 2), "Linear"),
+        (SoftQuantNet(mine.features, nn.Sigmoid()), "Sigmoid"),
+        (SoftQuantNet(nn.Linear(2, 2), SoftQuantize()), "Linear"),
+    ):
         with pytest.raises(ValueError, match=says):
             save_checkpoint(path, model)
     with pytest.raises(ValueError, match="alpha=51.*alpha=50"):
-        save_checkpoint(path, mine, {"alpha": 51.})
+        save_checkpoint(path, mine, {"alpha": 51.0})
     assert not path.exists()
 
 
@@ -243,7 +276,10 @@ def test_foreign_files(mine, tmp_path, monkeypatch):
 
 def test_failed_write_keeps_the_old_file(mine, tmp_path, monkeypatch):
     path = save_checkpoint(tmp_path / "m", mine, {"seed": 1})
-    def full(*args): raise OSError(28, "No space left on device")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(path, mine, {"seed": 2})
@@ -253,17 +289,19 @@ def test_failed_write_keeps_the_old_file(mine, tmp_path, monkeypatch):
 def test_killed_while_writing(tmp_path):
     "A process that writes checkpoints over and over is killed: what lies there is whole."
     path = tmp_path / "m"
-    code = ("import sys; from nsq_repro.networks import *\nm = build('mnist_cnn', K=1, alpha=1000.)\ni = 0\n"
-            "while True: i += 1; save_checkpoint(sys.argv[1], m, {'i': i})")
+    code = (
+        "import sys; from nsq_repro.networks import *\nm = build('mnist_cnn', K=1, alpha=1000.)\ni = 0\n"
+        "while True: i += 1; save_checkpoint(sys.argv[1], m, {'i': i})"
+    )
     p = subprocess.Popen([sys.executable, "-c", code, str(path)])
     try:
         end = time.time() + 300
         while not path.exists() and p.poll() is None and time.time() < end:
-            time.sleep(.01)
-        time.sleep(.25)
+            time.sleep(0.01)
+        time.sleep(0.25)
     finally:
         p.send_signal(signal.SIGKILL)
         p.wait()
     assert p.returncode == -signal.SIGKILL
     loaded, meta = load_checkpoint(path)
-    assert meta["i"] >= 1 and equal(loaded, build("mnist_cnn", K=1, alpha=1000.))
+    assert meta["i"] >= 1 and equal(loaded, build("mnist_cnn", K=1, alpha=1000.0))

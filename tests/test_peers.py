@@ -57,7 +57,9 @@ def test_torchattacks(case):
 def test_foolbox(case):
     net, f, setting, x, y = case
     box = ball(x, EPS)
-    start = torch.minimum(torch.maximum(x + EPS * torch.linspace(-1, 1, x[0].numel(), dtype=x.dtype).view_as(x[:1]), box[0]), box[1])
+    start = torch.minimum(
+        torch.maximum(x + EPS * torch.linspace(-1, 1, x[0].numel(), dtype=x.dtype).view_as(x[:1]), box[0]), box[1]
+    )
 
     class FromStart(LinfPGD):
         def get_random_start(self, x0, epsilon):
@@ -71,4 +73,6 @@ def test_foolbox(case):
 def test_fgsm(case):
     net, f, setting, x, y = case
     peer = torchattacks.FGSM(Plain(f, net).eval(), eps=EPS)(x, y)
-    torch.testing.assert_close(fgsm(net, x, y, EPS, setting="pgd" if setting == "plain" else setting), peer, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        fgsm(net, x, y, EPS, setting="pgd" if setting == "plain" else setting), peer, atol=1e-6, rtol=0
+    )

@@ -1,4 +1,5 @@
 """What spans plots, records and paper.json: colours anyone can tell apart, and printed numbers that the figures find."""
+
 import itertools
 import subprocess
 import sys
@@ -17,7 +18,9 @@ VISION = {
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
     "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
 }
-TO_XYZ = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
+TO_XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+)
 
 
 def linear(color):
@@ -52,12 +55,22 @@ def test_every_printed_number_has_its_place():
         assert c["value"] is None or c["unit"], c["id"]
 
 
-@pytest.mark.parametrize("dataset, model, setting, eps, value", [
-    ("mnist", "nsq", "pgd", 0.3, 98.49), ("mnist", "nsq", "bpda", 0.3, 87.32), ("cifar10", "nsq", "pgd", 8 / 255, 78.01),
-    ("cifar10", "nsq", "bpda", 8 / 255, 34.43), ("cifar10", "pgd", "pgd", 8 / 255, 46.62)])
+@pytest.mark.parametrize(
+    "dataset, model, setting, eps, value",
+    [
+        ("mnist", "nsq", "pgd", 0.3, 98.49),
+        ("mnist", "nsq", "bpda", 0.3, 87.32),
+        ("cifar10", "nsq", "pgd", 8 / 255, 78.01),
+        ("cifar10", "nsq", "bpda", 8 / 255, 34.43),
+        ("cifar10", "pgd", "pgd", 8 / 255, 46.62),
+    ],
+)
 @pytest.mark.parametrize("loss", ["ce", "cw"])
 def test_figures_find_printed_numbers(dataset, model, setting, eps, value, loss):
-    assert plots.printed_value(paper(dataset=dataset), {"model": model, "setting": setting, "loss": loss}, eps)["value"] == value
+    assert (
+        plots.printed_value(paper(dataset=dataset), {"model": model, "setting": setting, "loss": loss}, eps)["value"]
+        == value
+    )
 
 
 def test_cited_numbers_are_not_marked_as_the_papers_own():

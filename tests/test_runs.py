@@ -18,7 +18,14 @@ SMALL = {"scale": "smoke", "models": "natural,nsq", "n_test": 20, "steps": 2, "e
 def cli(*args, home, **kwargs):
     "Run the command in a home of its own; returns the finished process."
     env = {**os.environ, "NSQ_HOME": str(home), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-m", "nsq_repro.cli", *map(str, args)], env={**env, **kwargs.pop("env", {})}, capture_output=True, text=True, cwd=home, **kwargs)
+    return subprocess.run(
+        [sys.executable, "-m", "nsq_repro.cli", *map(str, args)],
+        env={**env, **kwargs.pop("env", {})},
+        capture_output=True,
+        text=True,
+        cwd=home,
+        **kwargs,
+    )
 
 
 def arguments(parameters):
@@ -37,9 +44,25 @@ def plain(tmp_path_factory):
     home = tmp_path_factory.mktemp("plain")
     blocked = home / "blocked"
     blocked.mkdir()
-    for name in ("papermill", "nbdev", "fastcore", "matplotlib", "seaborn", "IPython"):  # a bare GPU machine has none of these
+    for name in (
+        "papermill",
+        "nbdev",
+        "fastcore",
+        "matplotlib",
+        "seaborn",
+        "IPython",
+    ):  # a bare GPU machine has none of these
         (blocked / f"{name}.py").write_text(f"raise ImportError('{name} is not for training and attacks')")
-    done = cli("run", "mnist", "--plain", "--scale", "smoke", *arguments(SMALL), home=home, env={"PYTHONPATH": f"{blocked}{os.pathsep}{ROOT}"})
+    done = cli(
+        "run",
+        "mnist",
+        "--plain",
+        "--scale",
+        "smoke",
+        *arguments(SMALL),
+        home=home,
+        env={"PYTHONPATH": f"{blocked}{os.pathsep}{ROOT}"},
+    )
     assert done.returncode == 0, done.stderr
     return home
 
@@ -75,23 +98,38 @@ def test_papermill_from_another_folder(plain, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NSQ_HOME", str(plain))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    before = (sorted(plain.glob("runs/train-*")))
-    papermill.execute_notebook(ROOT / "nbs" / "mnist.ipynb", "o.ipynb", {**SMALL, "K": 2}, kernel_name="python3", progress_bar=False)
+    before = sorted(plain.glob("runs/train-*"))
+    papermill.execute_notebook(
+        ROOT / "nbs" / "mnist.ipynb", "o.ipynb", {**SMALL, "K": 2}, kernel_name="python3", progress_bar=False
+    )
     assert len(list(plain.glob("runs/train-*"))) == len(before) + 1
     executed = json.loads((tmp_path / "o.ipynb").read_text())
-    assert executed["metadata"]["papermill"]["parameters"]["K"] == 2 and any('"K":2' in str(c.get("outputs")) for c in executed["cells"])
-    folder, = {p.parent for p in plain.glob("figures/smoke/mnist-*K2*/fig3.json")}
+    assert executed["metadata"]["papermill"]["parameters"]["K"] == 2 and any(
+        '"K":2' in str(c.get("outputs")) for c in executed["cells"]
+    )
+    (folder,) = {p.parent for p in plain.glob("figures/smoke/mnist-*K2*/fig3.json")}
     record = json.loads((folder / "fig3.json").read_text())
     assert record["training"]["nsq"]["spec"]["K"] == 2 and "K2" in folder.name
     for name in ("fig1", "fig2", "fig3", "fig8"):
         assert all((folder / f"{name}.{kind}").stat().st_size > 300 for kind in ("svg", "png", "json"))
     needed = {"scale", "seed", "data", "attack", "series", "training", "provenance", "item"}
-    assert needed <= set(record) and {"device", "versions", "commit", "dirty"} <= set(record["provenance"]) and record["data"]["fingerprint"]
+    assert (
+        needed <= set(record)
+        and {"device", "versions", "commit", "dirty"} <= set(record["provenance"])
+        and record["data"]["fingerprint"]
+    )
 
 
-@pytest.mark.parametrize("wrong, said", [
-    (("K", "0"), "K=0"), (("eps", "2"), "eps="), (("models", "nqs"), "natural"), (("alpha", "-1"), "alpha=-1"), (("n_test", "100000"), "only 500"),
-])
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (("K", "0"), "K=0"),
+        (("eps", "2"), "eps="),
+        (("models", "nqs"), "natural"),
+        (("alpha", "-1"), "alpha=-1"),
+        (("n_test", "100000"), "only 500"),
+    ],
+)
 def test_wrong_parameters_stop_before_any_work(wrong, said, tmp_path):
     done = cli("run", "mnist", "--plain", "--scale", "smoke", "-p", *wrong, home=tmp_path)
     assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
@@ -105,7 +143,11 @@ def test_missing_data_says_what_to_do(tmp_path):
 
 
 def test_unknown_parameter_and_scale(tmp_path):
-    assert "unknown parameter levels" in (r := cli("run", "mnist", "--plain", "--scale", "smoke", "-p", "levels", 2, home=tmp_path)).stderr and r.returncode == 1
+    assert (
+        "unknown parameter levels"
+        in (r := cli("run", "mnist", "--plain", "--scale", "smoke", "-p", "levels", 2, home=tmp_path)).stderr
+        and r.returncode == 1
+    )
     assert cli("run", "mnist", "--scale", "huge", home=tmp_path).returncode == 2
 
 
@@ -113,5 +155,7 @@ def test_list(plain, tmp_path):
     said = cli("list", home=plain)
     assert said.returncode == 0 and "nsq" in said.stdout and "scikit-learn digits" in said.stdout
     listed = json.loads(cli("list", "--json", home=plain).stdout)
-    assert sum(r["kind"] == "eval" for r in listed["runs"]) >= 8 and all("unfinished" != r["state"] for r in listed["runs"])
+    assert sum(r["kind"] == "eval" for r in listed["runs"]) >= 8 and all(
+        "unfinished" != r["state"] for r in listed["runs"]
+    )
     assert "no figures yet" in cli("list", home=tmp_path).stdout

@@ -9,14 +9,19 @@ import pytest
 
 NBS = Path(__file__).resolve().parents[1] / "nbs"
 PAGES = {p.name: json.loads(p.read_text(encoding="utf-8"))["cells"] for p in sorted(NBS.glob("*.ipynb"))}
-PROSE = {name: "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown") for name, cells in PAGES.items()}
+PROSE = {
+    name: "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    for name, cells in PAGES.items()
+}
 CODE = {name: ["".join(c["source"]) for c in cells if c["cell_type"] == "code"] for name, cells in PAGES.items()}
 
 
 def labels(name):
     "Labels a page defines: {#eq-…} and {#tbl-…} in prose, #| label: in code."
     text = re.sub(r"`[^`]*`", "", PROSE[name])
-    return re.findall(r"\{#((?:eq|tbl|fig|sec)-[^} ]+)", text) + [m for c in CODE[name] for m in re.findall(r"^#\| label: *(\S+)", c, re.M)]
+    return re.findall(r"\{#((?:eq|tbl|fig|sec)-[^} ]+)", text) + [
+        m for c in CODE[name] for m in re.findall(r"^#\| label: *(\S+)", c, re.M)
+    ]
 
 
 ALL = Counter(label for name in PAGES for label in labels(name))
@@ -55,7 +60,9 @@ def test_labelled_figures_have_captions_and_pictures(name):
         if re.search(r"^#\| label: *fig-", source, re.M):
             assert "#| fig-cap:" in source, source
             unrun = "#| eval: false" in source and name == "adaptive.ipynb"  # waits for a long run
-            assert unrun or any("image/" in k for o in cell["outputs"] for k in o.get("data", {})), f"no picture in the outputs of\n{source}"
+            assert unrun or any("image/" in k for o in cell["outputs"] for k in o.get("data", {})), (
+                f"no picture in the outputs of\n{source}"
+            )
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -65,4 +72,8 @@ def test_cells_are_short_and_outputs_are_results(name):
             assert len([line for line in "".join(cell["source"]).splitlines() if line.strip()]) <= 40
             for o in cell["outputs"]:
                 text = "".join(o.get("text", "")) + json.dumps(o.get("data", {}).get("text/plain", ""))
-                assert o["output_type"] != "error" and o.get("name") != "stderr" and not re.search(r"/(home|root|work|tmp|Users)/", text)
+                assert (
+                    o["output_type"] != "error"
+                    and o.get("name") != "stderr"
+                    and not re.search(r"/(home|root|work|tmp|Users)/", text)
+                )
