@@ -22,7 +22,8 @@ from torch import Tensor
 from . import records
 from .attacks import pgd
 from .certificates import certify, layers_of
-from .evaluation import run_protocol, wilson
+from .evaluation import wilson
+from .experiments import run_protocol
 from nsq_repro.exact import (
     bracket,
     flip_search,

@@ -14,9 +14,9 @@ import torch
 
 from . import adaptive, mnist, records
 from .adaptive import cascade, small_run
-from .cifar import run_file
 from .evaluation import series
 from .exact import judged
+from .records import run_file
 from .training import train, train_key, training_cost
 
 # %% ../nbs/variants.ipynb #582fd996

@@ -12,7 +12,7 @@ import pytest
 
 from nsq_repro import claims, cli, mnist, plots, records
 from nsq_repro.data import load
-from nsq_repro.evaluation import choose_protocol, run_protocol
+from nsq_repro.experiments import AttackParameters, accuracy_record, decide, run_protocol
 from nsq_repro.objective import iterate_clouds
 from nsq_repro.training import training_cost
 
@@ -62,11 +62,11 @@ def made(tmp_path_factory):
             "steps": 2,
             "eps": (0.0, 0.1, 0.3),
         }
-        p = choose_protocol("mnist", {"cpu": preset}, "cpu", device="cpu")
+        p = decide("mnist", {"cpu": preset}, AttackParameters(scale="cpu", device="cpu"))
         fit, test = load("digits", "train"), load("digits")
         nets, trained, evaluated = run_protocol(p, fit, test, progress=False)
         cost = training_cost([s for s in p.train if s.model in ("pgd", "nsq")], fit, rounds=2, iterations=1)
-        save_all(mnist.figure_record(p, trained, evaluated, cost), cost, nets, test)
+        save_all(accuracy_record(p, trained, evaluated, cost), cost, nets, test)
     return home
 
 

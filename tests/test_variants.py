@@ -14,6 +14,7 @@ import torch
 from test_adaptive import network
 
 from nsq_repro import adaptive, claims, mnist, plots, records, variants
+from nsq_repro.data import load
 from nsq_repro.exact import zbox
 from nsq_repro.networks import SoftQuantNet, _digest, build, load_checkpoint, save_checkpoint
 from nsq_repro.quantization import SoftQuantize
@@ -166,7 +167,7 @@ def test_samples_behind_the_layer_can_be_reached(shift):
 def test_costs_of_variants_that_share_a_model(tmp_path, monkeypatch):
     monkeypatch.setenv("NSQ_HOME", str(tmp_path))
     quick = dict(iterations=2, batch_size=5, network="mnist_cnn_pytorch")
-    digits = mnist.load("digits", "train").subset(20)
+    digits = load("digits", "train").subset(20)
     by_name = training_cost(
         {"plain": recipe("nsq", **quick), "signs": recipe("nsq", noise_shape="signs", **quick)},
         digits,
