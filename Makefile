@@ -30,8 +30,9 @@ check-sync: $(READY) ## check that nsq_repro/ is what nbs/ exports and that the 
 	@echo "== nbs/ and nsq_repro/: in sync and clean"
 	@$(BIN)/python tests/check_sync.py
 
-lint: $(READY) ## ruff over modules, notebooks and tests
+lint: $(READY) ## ruff over modules, notebooks and tests; pyright over modules
 	@$(BIN)/ruff check
+	@$(BIN)/python tests/check_types.py
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab nbs

@@ -152,7 +152,8 @@ def run(
     if args.list:
         if not experiment.commands:
             raise SystemExit(f"{args.name} is one run, not a grid of them; --list is for parameter_study")
-        print(*experiment.commands(**parameters), sep="\n")
+        for line in experiment.commands(**parameters):
+            print(line)
     elif args.plain:
         experiment.run(**parameters)
     else:

@@ -181,54 +181,51 @@ def evaluate(
 ) -> dict:  # record with two series
     "One curve of a trained network, kept under runs/."
     if spec.n_test > len(data.y):
-        raise ValueError(
-            f"n_test={spec.n_test}, but {data.title} has only {len(data.y)} {data.split} images; choose n_test up to that"
-        )
+        has = f"{data.title} has only {len(data.y)} {data.split} images"
+        raise ValueError(f"n_test={spec.n_test}, but {has}; choose n_test up to that")
     used, batch_size = data.subset(spec.n_test), batch_size or (100 if torch.device(device).type == "cpu" else 2000)
-    content = eval_key(spec, key, data)
-    folder = records.run_dir(content, "eval")
-    if (folder / "record.json").exists() and not refresh:
-        on_batch(spec.n_test * len(spec.eps))
-        return records.load_json(folder / "record.json")
-    x, y, cells = used.floats(device=device), used.y.to(device), []
-    for e in spec.eps:
-        cells.append(
-            _cell(
-                folder / f"eps-{e:.6f}.json",
-                refresh,
-                on_batch,
-                lambda e=e: outcomes_at(model, x, y, e, spec, batch_size, on_batch),
-            )
-        )
-    record = {
-        "kind": "eval",
-        "hash": records.spec_hash(content),
+    done = 0
+
+    def count(n):
+        nonlocal done
+        done += n
+        on_batch(n)
+
+    def compute(folder):
+        x, y = used.floats(device=device), used.y.to(device)
+        at = lambda e: outcomes_at(model, x, y, e, spec, batch_size, count)
+        cells = [_cell(folder / f"eps-{e!r}.json", lambda e=e: at(e)) for e in spec.eps]
+        return _curve(spec, key, used, batch_size, device, cells)
+
+    record = records.cached(eval_key(spec, key, data), "eval", compute, refresh)
+    on_batch(spec.n_test * len(spec.eps) - done)
+    return record
+
+# %% ../nbs/evaluation.ipynb #ff89178d
+def _cell(path, compute):
+    "One radius of a curve: from its file, or computed and saved."
+    if not path.exists():
+        wall, cpu = time.perf_counter(), time.process_time()
+        outcomes = compute()
+        taken = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+        packed = {k: records.pack(v) for k, v in outcomes.items()}
+        records.save_record(path, {"n": len(outcomes["last"]), **taken, **packed})
+    saved = records.load_record(path)
+    return saved | {k: records.unpack(saved[k], saved["n"]) for k in ("last", "worst")}
+
+
+def _curve(spec, key, used, batch_size, device, cells):
+    "What the record of a curve says."
+    seconds, cpu_seconds = (round(sum(c[k] for c in cells), 2) for k in ("seconds", "cpu_seconds"))
+    return {
         "attack": records.spec_dict(spec, defaults=True),
         "model": key["model"],
         "train_hash": records.spec_hash(key),
         "seed": spec.seed,
-        "seconds": round(sum(c.pop("seconds") for c in cells), 2),
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "batch_size": batch_size,
         "data": used.describe(),
         "series": series(spec.eps, cells, model=key["model"], setting=spec.setting, loss=spec.loss),
+        "provenance": records.provenance(device, seconds, cpu_seconds),
     }
-    record["provenance"] = records.provenance(device, record["seconds"])
-    records.save_json(folder / "record.json", record)
-    return record
-
-# %% ../nbs/evaluation.ipynb #ff89178d
-def _cell(path, refresh, on_batch, compute):
-    "One radius of a curve: from its file, or computed and saved."
-    if path.exists() and not refresh:
-        saved = records.load_json(path)
-        on_batch(saved["n"])
-    else:
-        began = time.perf_counter()
-        outcomes = compute()
-        saved = {
-            "n": len(outcomes["last"]),
-            "seconds": time.perf_counter() - began,
-            **{k: records.pack(v) for k, v in outcomes.items()},
-        }
-        records.save_json(path, saved)
-    return {"seconds": saved["seconds"], **{k: records.unpack(saved[k], saved["n"]) for k in ("last", "worst")}}

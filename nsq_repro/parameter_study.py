@@ -98,7 +98,7 @@ def study_record(
         if not all(f.exists() for f in files):
             missing.append([K, alpha])
             continue
-        training, *curves = map(records.load_json, files)
+        training, *curves = map(records.load_record, files)
         series += [{**s, "K": K, "alpha": alpha} for r in curves for s in r["series"]]
         trainings.append(
             {"K": K, "alpha": alpha, **{k: training[k] for k in ("hash", "spec", "seconds", "losses", "provenance")}}
