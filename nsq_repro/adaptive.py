@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'PARTS', 'RADII', 'SUITE_RADII', 'PRESETS', 'label', 'applies', 'with_alpha', 'crafted', 'unbroken',
            'cascade', 'left_of', 'joined', 'bounded', 'certified', 'proofs_from_below', 'protocol',
            'attacks_from_above', 'kept', 'small_run', 'decided', 'hard_limit', 'arithmetic', 'free_pixels', 'sane',
-           'briefly', 'time_and_robustness', 'run', 'made', 'bracket_record', 'suite_record']
+           'briefly', 'time_and_robustness', 'run', 'made', 'bracket_record', 'suite_record', 'items']
 
 # %% ../nbs/adaptive.ipynb #0c5a7d33
 import math
@@ -23,7 +23,6 @@ from . import records
 from .attacks import pgd
 from .certificates import certify, layers_of
 from .evaluation import wilson
-from .experiments import run_protocol
 from nsq_repro.exact import (
     bracket,
     flip_search,
@@ -34,6 +33,7 @@ from nsq_repro.exact import (
     zbox,
     zero_gradient_share,
 )
+from .experiments import run_protocol
 from .networks import SoftQuantNet
 from .quantization import SoftQuantize
 from .training import train, train_key, training_cost
@@ -925,3 +925,21 @@ def suite_record(
                 for a, b, c in (("search for a proof", end[e], final[e]), ("all", clean, final[e]))
             ]
     return {**made(out, n), "attacks": rows}
+
+# %% ../nbs/adaptive.ipynb #e1ea8743
+def items():
+    "Figures and tables of this page for both data sets, see `results.Item`."
+    from nsq_repro import plots_beyond, tables
+    from nsq_repro.results import Item
+
+    made = {
+        "bracket-values": lambda r: (tables.bracket_table(r), tables.bracket_rows(r)),
+        "free": lambda r: (tables.free_table(r), r["free"]),
+        "suite": lambda r: (tables.suite_table(r), r["attacks"]),
+        "sanity": lambda r: (tables.sanity_table(r), r["checks"]),
+        "arithmetic": lambda r: (tables.arithmetic_table(r), tables.arithmetic_rows(r)),
+        "hard": lambda r: (tables.hard_table(r), r["hard"]),
+    }
+    drawn = {"bracket": plots_beyond.fig_bracket, "time": plots_beyond.fig_time}
+    figures = [Item(f"{x}-{n}", draw=f) for x in ("mnist", "cifar") for n, f in drawn.items()]
+    return (*figures, *(Item(f"{x}-{n}", table=f) for x in ("mnist", "cifar") for n, f in made.items()))

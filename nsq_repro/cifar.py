@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GREY', 'ALL', 'LEVELS', 'ALPHAS', 'COMMON', 'RADII', 'SGD', 'PRESETS', 'NAMES', 'experiment', 'Parameters',
-           'protocol', 'run']
+           'protocol', 'run', 'items']
 
 # %% ../nbs/cifar.ipynb #cff2df16
 from dataclasses import dataclass, replace
@@ -138,6 +138,29 @@ def run(
         replace(s, precision="fp32", **(madry if s.model == "pgd" else {})) for s in p.train if s.model in compared
     ]
     return Finished(p, nets, trained, evaluated, training_cost(timed, fit, p.device, q.refresh, **how))
+
+# %% ../nbs/cifar.ipynb #d1970408
+def items():
+    "Figures and tables of this page, see `results.Item`."
+    from nsq_repro import plots, tables
+    from nsq_repro.records import printed_numbers as printed
+    from nsq_repro.results import Item
+
+    rows, table = tables.accuracy_rows, tables.accuracy_table
+    last = lambda r: (table(r, printed(r), eps_unit=255), rows(r, printed(r)))
+    worst = lambda r: (table(r, (), "worst", eps_unit=255), rows(r, (), "worst"))
+    curves = lambda r: plots.fig4(r, printed(r))
+    worst_curves = lambda r: plots.fig4(r, printed(r), accounting="worst")
+    images = {"fig9": "few", "fig10": "some", "fig11": "many"}
+    cell = "cifar.ipynb#fig-cifar-"
+    return (
+        Item("fig4", draw=curves, cell=f"{cell}accuracy"),
+        Item("fig4-worst", draw=worst_curves, cell=f"{cell}accuracy-worst"),
+        *(Item(i, draw=plots.quantized_images, cell=f"{cell}quantized-{which}") for i, which in images.items()),
+        Item("cifar-accuracy", table=last, of="fig4", cell="cifar.ipynb#printed-beside-measured"),
+        Item("cifar-accuracy-worst", table=worst, of="fig4", cell="cifar.ipynb#printed-beside-measured"),
+        Item("cifar-cost", table=lambda r: (tables.cost_table(r, "cifar"), tables.cost_rows(r))),
+    )
 
 # %% ../nbs/cifar.ipynb #fe215395
 experiment = Experiment(

@@ -4,69 +4,37 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'REPRODUCED', 'IN_PART', 'NOT_REPRODUCED', 'FALSE', 'UNTESTED', 'TOLERANCE', 'NEAR', 'FACTOR', 'ITEMS',
-           'CELLS', 'PRINTED_ON', 'MATHEMATICS', 'RULES', 'TABLES', 'scales_for', 'best_record', 'present_scale',
-           'untested', 'evidence', 'curve', 'place', 'measured', 'agreement', 'percent', 'other_network',
-           'rule_accuracy', 'paired_difference', 'difference', 'weak_baseline', 'rule_difference', 'comparisons',
-           'ordering', 'rule_order', 'rule_time', 'rule_ratio', 'pixel_record', 'pixel_rows', 'pixel_table',
-           'rule_pixels', 'rule_fill', 'gradient_record', 'gradient_rows', 'gradient_table', 'rule_smaller_gradients',
-           'stated', 'value_of', 'differentiable', 'hard_limit', 'other_ranges', 'increments', 'hoelder', 'derivative',
-           'nearly_zero', 'l1_norm', 'two_samples', 'path_integral', 'small_gradient', 'infinite_sharpness',
-           'binarization', 'sharp_areas', 'plain_bpda', 'clarity', 'estimate', 'two_sided', 'study_record', 'interval',
-           'rule_levels', 'rule_sharpness', 'rule_good_layer', 'rule_of', 'judge', 'as_text', 'printed_text', 'subject',
-           'claims_rows', 'claims_table', 'used_value', 'settings_rows', 'settings_table', 'claims_item', 'save',
-           'check_series', 'same_picture', 'same_drawing', 'check_figure', 'check_table', 'check_file', 'verify']
+           'CELLS', 'PRINTED_ON', 'MATHEMATICS', 'RULES', 'untested', 'evidence', 'curve', 'place', 'measured',
+           'agreement', 'percent', 'other_network', 'rule_accuracy', 'difference', 'weak_baseline', 'rule_difference',
+           'comparisons', 'ordering', 'rule_order', 'rule_time', 'rule_ratio', 'rule_pixels', 'rule_fill',
+           'rule_smaller_gradients', 'stated', 'value_of', 'differentiable', 'hard_limit', 'other_ranges', 'increments',
+           'hoelder', 'derivative', 'nearly_zero', 'l1_norm', 'two_samples', 'path_integral', 'small_gradient',
+           'infinite_sharpness', 'binarization', 'sharp_areas', 'plain_bpda', 'clarity', 'estimate', 'two_sided',
+           'study_record', 'rule_levels', 'rule_sharpness', 'rule_good_layer', 'rule_of', 'judge', 'as_text',
+           'printed_text', 'subject', 'claims_rows', 'claims_table', 'used_value', 'settings_rows', 'settings_table',
+           'claims_item', 'save', 'items']
 
 # %% ../nbs/claims.ipynb #fd4b6f0c
-import base64
-import csv
-import io
 import math
-import re
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from .statistics import interval, paired_difference
+from .tables import pixel_rows
 from scipy import ndimage
 
-from . import plots, records
+from . import plots, records, statistics, tables
 from .attacks import pgd
-from .data import pixels_near
 from .evaluation import wilson
-from .objective import chain_rule, in_float64, random_start
 from .quantization import border_jump, hard_quantize, soft_quantize, soft_quantize_derivative, thresholds
+from .records import best_record, present_scale, scales_for
 
 # %% ../nbs/claims.ipynb #d073ba0d
 VERDICTS = ("reproduced", "reproduced in part", "not reproduced", "false as stated", "not tested at this scale")
 REPRODUCED, IN_PART, NOT_REPRODUCED, FALSE, UNTESTED = VERDICTS
 TOLERANCE, NEAR, FACTOR = 0.02, 0.10, 1.5  # of a fraction; of a fraction; of a ratio
-
-# %% ../nbs/claims.ipynb #6543d787
-def scales_for(
-    scale: str | None = None,  # 'smoke', 'cpu', 'paper'; None: any
-) -> tuple:  # where to look, in this order
-    "Scales whose records may stand for `scale`."
-    order = {None: ("paper", "cpu", "smoke"), "paper": ("paper", "cpu"), "cpu": ("cpu",), "smoke": ("smoke",)}
-    if scale not in order:
-        raise ValueError(f"scale={scale!r} is unknown; choose one of smoke, cpu, paper")
-    return order[scale]
-
-# %% ../nbs/claims.ipynb #6fdd3994
-def best_record(
-    item: str,  # for example 'fig3'
-    scale: str | None = None,  # of the table the record is wanted for; None: any
-) -> dict | None:  # the record, or None where there is none
-    "The record of the largest scale, of a run with the paper's parameters."
-    for s in scales_for(scale):
-        path = records.figure_dir(s) / f"{item}.json"
-        if path.exists():
-            return records.load_json(path)
-    return None
-
-# %% ../nbs/claims.ipynb #dc31fd74
-def present_scale() -> str | None:
-    "The largest scale that has any record, or None."
-    return next((s for s in scales_for() if any(records.figure_dir(s).glob("*.json"))), None)
 
 # %% ../nbs/claims.ipynb #971308f1
 ITEMS = {"mnist": "fig3", "cifar10": "fig4", "imagenet": "table1"}  # where the accuracies of a data set stand
@@ -141,9 +109,9 @@ def measured(
             if i is not None:
                 value, low, high = s["accuracy"][i], s["low"][i], s["high"][i]
                 name = (
-                    plots.LOSS_LABELS[loss]
+                    records.LOSS_LABELS[loss]
                     if claim.get("setting")
-                    else f"{plots.SETTING_LABELS[setting]}, {plots.LOSS_LABELS[loss]}"
+                    else f"{records.SETTING_LABELS[setting]}, {records.LOSS_LABELS[loss]}"
                 )
                 result.append(
                     {
@@ -223,20 +191,6 @@ def rule_accuracy(
     verdict, why = agreement(claim["value"] / 100, points)
     return {"verdict": verdict, "ours": percent(points), "why": why, "record": record}
 
-# %% ../nbs/claims.ipynb #123d4ef6
-def paired_difference(
-    a,  # (n,) booleans: the first model classified image i correctly
-    b,  # (n,) booleans: the second did
-) -> dict:  # value, low, high: accuracy of a less that of b, with its 95 % interval
-    "Difference of two accuracies on the same images, @eq-paired-interval."
-    a, b = np.asarray(a, bool), np.asarray(b, bool)
-    n, p, q = len(a), a.mean().item(), b.mean().item()
-    (l1, u1), (l2, u2) = wilson(a.sum(), n), wilson(b.sum(), n)
-    spread = math.sqrt(p * (1 - p) * q * (1 - q))
-    phi = ((a & b).mean().item() - p * q) / spread if spread else 0.0
-    side = lambda s, t: math.sqrt(max(s * s - 2 * phi * s * t + t * t, 0))
-    return {"value": p - q, "low": p - q - side(p - l1, u2 - q), "high": p - q + side(u1 - p, q - l2)}
-
 # %% ../nbs/claims.ipynb #ad17eb7a
 def difference(
     record: dict,  # accuracy record
@@ -251,7 +205,7 @@ def difference(
     if a is None or b is None or (i := place(a, eps)) is None or (j := place(b, eps)) is None:
         return None
     bits = [records.unpack(s["outcomes"][k], s["n"]) for s, k in ((a, i), (b, j))]
-    return {"name": plots.LOSS_LABELS[loss], "eps": eps, **paired_difference(*bits)}
+    return {"name": records.LOSS_LABELS[loss], "eps": eps, **paired_difference(*bits)}
 
 # %% ../nbs/claims.ipynb #1f7e794b
 def weak_baseline(
@@ -263,7 +217,7 @@ def weak_baseline(
         points = measured(c, record)
         if points and max(p["value"] for p in points) < c["value"] / 100 - NEAR:
             best = max(p["value"] for p in points)
-            return f"{plots.LABELS[model]} has {100 * best:.1f} % here at ε = {c['eps_text']} where the paper cites {c['value']:g} %: it is trained too little at this scale to be compared with"
+            return f"{records.LABELS[model]} has {100 * best:.1f} % here at ε = {c['eps_text']} where the paper cites {c['value']:g} %: it is trained too little at this scale to be compared with"
     return ""
 
 # %% ../nbs/claims.ipynb #512bc60e
@@ -392,83 +346,6 @@ def rule_ratio(
         why = f"a factor of {off:.2g} from the printed ratio, for one image against one image"
     return {"verdict": verdict, "ours": ours, "why": why, "record": record}
 
-# %% ../nbs/claims.ipynb #67bcf789
-def pixel_record(
-    data,  # `Dataset`, for example the MNIST test split
-    radii: tuple = (0.05, 0.1, 0.2, 0.3),  # perturbations in [0, 1]
-    few: int = 20,  # up to so many pixels all patterns can be tried
-) -> dict:  # data, pixels, few, counts: for each count its sum and sum of squares over images, the most, and the number of images with few
-    "Counts of pixels: those that are 0 or 1, and those that a perturbation can carry over the threshold."
-    x = data.floats()
-    found = {
-        ("binary", None): ((x == 0) | (x == 1)).flatten(1).sum(1),
-        **{("near", e): pixels_near(x, eps=e) for e in radii},
-    }
-    counts = [
-        {
-            "count": kind,
-            "eps": e,
-            "sum": int(k.sum()),
-            "squares": int((k**2).sum()),
-            "most": int(k.max()),
-            "images_with_few": int((k <= few).sum()),
-        }
-        for (kind, e), k in found.items()
-    ]
-    return {"data": data.describe(), "pixels": x[0].numel(), "few": few, "counts": counts}
-
-# %% ../nbs/claims.ipynb #b098bce8
-def pixel_rows(
-    record: dict,  # of `pixel_record`
-) -> list[
-    dict
-]:  # count, eps, mean number a image; share, low, high, most (in % of the pixels); few (in % of the images)
-    "Shares of pixels, with 95 % intervals over images."
-    rows, n, pixels = [], record["data"]["n"], record["pixels"]
-    for c in record["counts"]:
-        mean = c["sum"] / n
-        half = 1.959964 * math.sqrt(max(c["squares"] / n - mean**2, 0) / n)
-        rows.append(
-            {
-                "count": c["count"],
-                "eps": c["eps"],
-                "mean": round(mean, 3),
-                **{
-                    k: round(100 * v / pixels, 4)
-                    for k, v in (("share", mean), ("low", mean - half), ("high", mean + half), ("most", c["most"]))
-                },
-                "few": round(100 * c["images_with_few"] / n, 4),
-            }
-        )
-    return rows
-
-# %% ../nbs/claims.ipynb #9af7a025
-def pixel_table(
-    record: dict,  # of `pixel_record`
-) -> tuple[str, list[dict]]:  # Markdown, and the rows
-    "The counts as a table."
-    words = {"binary": "exactly 0 or 1", "near": "within {:g} of ½"}
-    rows = pixel_rows(record)
-    cells = [
-        {
-            "what": words[r["count"]].format(r["eps"] or 0),
-            "mean": f"{r['mean']:.1f}",
-            "share": f"{r['share']:.2f} ({r['low']:.2f} to {r['high']:.2f})",
-            "most": f"{r['most']:.1f}",
-            "few": f"{r['few']:.1f}",
-        }
-        for r in rows
-    ]
-    columns = {
-        "what": "pixels",
-        "mean": "mean number",
-        "share": "share of pixels, %",
-        "most": "largest in an image, %",
-        "few": f"images with at most {record['few']}, %",
-    }
-    below = f"Intervals: 95 %, over images, each of {record['pixels']} pixels. {plots.caption(record)}"
-    return f"{plots.table_markdown(cells, columns)}\n\n{below}", rows
-
 # %% ../nbs/claims.ipynb #a51d670b
 def rule_pixels(
     claim: dict,  # of `records.paper`; its test says which count, and whether of the mean or of the largest
@@ -524,54 +401,6 @@ def rule_fill(
         "why": "two pixels at a time, within the ball around one image: a plane is not the data space",
         "record": record,
     }
-
-# %% ../nbs/claims.ipynb #28954d92
-def gradient_record(
-    nets: dict,  # name → network; those with a layer are measured
-    data,  # `Dataset`, the test split
-    radius: float,  # of the uniform noise around the images
-    n: int = 200,  # the first n images
-    seed: int = 0,  # of the noise
-) -> dict:  # data, radius, largest: name → list of max |∇_z L| at one noisy point for each image, in float64
-    "How steep the basic network is behind the layer, at noisy images."
-    used = data.subset(min(n, len(data)))
-    device = next(next(iter(nets.values())).parameters()).device
-    x, y = random_start(used.floats().double(), radius, seed).to(device), used.y.to(device)
-    layered = in_float64({m: net for m, net in nets.items() if hasattr(net, "quantize")})
-    largest = {m: chain_rule(net, x, y)[1].flatten(1).abs().amax(1).cpu() for m, net in layered.items()}
-    return {
-        "data": used.describe(),
-        "radius": radius,
-        "seed": seed,
-        "largest": {m: [float(f"{v:.6g}") for v in values.tolist()] for m, values in largest.items()},
-    }
-
-# %% ../nbs/claims.ipynb #7fe6c8c6
-def gradient_rows(
-    record: dict,  # of `gradient_record`
-) -> list[dict]:  # model, median, lower and upper quartile of max |∇_z L|
-    "Quartiles over images."
-    quartiles = {m: np.quantile(v, (0.25, 0.5, 0.75)) for m, v in record["largest"].items()}
-    return [
-        {"model": m, **{k: float(f"{v:.4g}") for k, v in zip(("lower", "median", "upper"), quartiles[m])}}
-        for m in plots.look(quartiles)
-    ]
-
-# %% ../nbs/claims.ipynb #502634fa
-def gradient_table(
-    record: dict,  # of `gradient_record`
-) -> tuple[str, list[dict]]:  # Markdown, and the rows
-    "The quartiles as a table."
-    rows = gradient_rows(record)
-    cells = [
-        {
-            "model": plots.LABELS.get(r["model"], r["model"]),
-            "median": f"{r['median']:.3g} ({r['lower']:.3g} to {r['upper']:.3g})",
-        }
-        for r in rows
-    ]
-    below = f"Largest entry of the gradient behind the layer, at images with noise of ±{record['radius']:g}. {plots.caption(record)}"
-    return f"{plots.table_markdown(cells, {'model': 'model', 'median': 'median (quartiles)'})}\n\n{below}", rows
 
 # %% ../nbs/claims.ipynb #8fcb3473
 def rule_smaller_gradients(
@@ -912,15 +741,9 @@ def study_record(
     "The record of the parameter study."
     record, why = evidence("parameter-study", "cifar10", find)
     try:
-        return (record, why) if record is None or plots.grid_cells(record, "cw") else (None, why)
+        return (record, why) if record is None or statistics.grid_cells(record, "cw") else (None, why)
     except ValueError as e:
         return None, str(e)
-
-# %% ../nbs/claims.ipynb #a523d416
-def interval(samples) -> dict:
-    "The first value, and the 95 % interval of the others."
-    low, high = np.percentile(samples[1:], (2.5, 97.5))
-    return {"name": "", "value": float(samples[0]), "low": float(low), "high": float(high)}
 
 # %% ../nbs/claims.ipynb #7ed4a943
 def rule_levels(
@@ -931,8 +754,8 @@ def rule_levels(
     record, why = study_record(find)
     if record is None:
         return untested(why)
-    rows = plots.effects_rows(record)
-    row, (winner, *_) = {(r["response"], r["loss"], r["effect"]): r for r in rows}, plots.compared(rows)
+    rows = tables.effects_rows(record)
+    row, (winner, *_) = {(r["response"], r["loss"], r["effect"]): r for r in rows}, tables.compared(rows)
     clean, robust = row["clean", "ce", "K"], [row["largest", loss, "K"] for loss in ("ce", "cw")]
     verdict, why = two_sided(
         [
@@ -941,7 +764,7 @@ def rule_levels(
             (all(r["change_high"] < 0 for r in robust), all(r["change_low"] > 0 for r in robust)),
         ]
     )
-    ours = f"at the largest ε, {plots.LOSS_LABELS['ce']}: size of K {robust[0]['size']:.1f} points, of α {row['largest', 'ce', 'alpha']['size']:.1f}; least to most K: {robust[0]['change']:+.1f}, clean {clean['change']:+.1f}"
+    ours = f"at the largest ε, {records.LOSS_LABELS['ce']}: size of K {robust[0]['size']:.1f} points, of α {row['largest', 'ce', 'alpha']['size']:.1f}; least to most K: {robust[0]['change']:+.1f}, clean {clean['change']:+.1f}"
     return {"verdict": verdict, "ours": ours, "why": why, "record": record}
 
 # %% ../nbs/claims.ipynb #23c7adc7
@@ -953,13 +776,13 @@ def rule_sharpness(
     record, why = study_record(find)
     points = []
     for loss in ("ce", "cw") if record else ():
-        _, alphas, A = plots.grid_accuracies(record, loss, "largest")
+        _, alphas, A = statistics.grid_accuracies(record, loss, "largest")
         if {claim["test"]["of"], claim["test"]["than"]} <= set(alphas):
-            b = plots.two_way(A)[1]
+            b = statistics.two_way(A)[1]
             points.append(
                 {
                     **interval(b[:, alphas.index(claim["test"]["of"])] - b[:, alphas.index(claim["test"]["than"])]),
-                    "name": plots.LOSS_LABELS[loss],
+                    "name": records.LOSS_LABELS[loss],
                 }
             )
     if not points:
@@ -976,8 +799,8 @@ def rule_good_layer(
     record, why = study_record(find)
     if record is None:
         return untested(why)
-    Ks, alphas, clean = plots.grid_accuracies(record, "ce", "clean")
-    attacked = sum(plots.grid_accuracies(record, loss, "largest")[2] for loss in ("ce", "cw")) / 2
+    Ks, alphas, clean = statistics.grid_accuracies(record, "ce", "clean")
+    attacked = sum(statistics.grid_accuracies(record, loss, "largest")[2] for loss in ("ce", "cw")) / 2
     if claim["test"]["K"] not in Ks or claim["test"]["alpha"] not in alphas:
         return untested("the grid has no such cell", record=record)
     i, j = Ks.index(claim["test"]["K"]), alphas.index(claim["test"]["alpha"])
@@ -1096,7 +919,7 @@ def subject(
     "What a claim is about."
     dataset, model = (
         {"mnist": "MNIST", "cifar10": "CIFAR-10", "imagenet": "ImageNet"}.get(claim.get("dataset")),
-        plots.LABELS.get(claim.get("model")),
+        records.LABELS.get(claim.get("model")),
     )
     head = ", ".join(p for p in (dataset, model) if p and p not in claim["what"])
     return f"{head}: {claim['what']}" if head else claim["what"]
@@ -1160,7 +983,7 @@ def claims_table(
         "why": "why",
     }
     counts = ", ".join(f"{sum(r['verdict'] == v for r in rows)} {v}" for v in VERDICTS)
-    return f"{len(rows)} claims: {counts}.\n\n{plots.table_markdown(cells, columns)}"
+    return f"{len(rows)} claims: {counts}.\n\n{records.table_markdown(cells, columns)}"
 
 # %% ../nbs/claims.ipynb #9cf1c6d3
 def used_value(
@@ -1232,7 +1055,7 @@ def settings_table(
     known = [r for r in rows if r["used"]]
     below = f"{len(rows) - len(known)} of {len(rows)} settings belong to experiments that have no record yet."
     return (
-        plots.table_markdown(
+        records.table_markdown(
             known,
             {"place": "where", "setting": "setting", "printed": "printed", "used": "used", "same": "", "why": "why"},
         )
@@ -1258,147 +1081,10 @@ def save(
     scales = [scale] if scale else [s for s in scales_for() if any(records.figure_dir(s).glob("*.json"))]
     return [f for s in scales for f in records.save_table("claims", *claims_item(s), s)]
 
-# %% ../nbs/claims.ipynb #3aad1ea6
-def check_series(
-    record: dict,  # any record
-) -> list[str]:  # what does not fit; empty where all does
-    "Count the outcomes of each curve again."
-    problems, kept = [], {}
-    for s in record.get("series", []):
-        cell = (s["model"], s["setting"], s["loss"], s.get("K"), s.get("alpha"))
-        name = " ".join(str(v) for v in (*cell, s["accounting"]) if v is not None)
-        bits = np.stack([records.unpack(o, s["n"]) for o in s["outcomes"]])
-        kept[(*cell, s["accounting"])] = bits
-        there = record.get("data", {}).get("n", s["n"])
-        if s["n"] > there or (
-            s["n"] < there and s["accounting"] != "certified"
-        ):  # proofs may be of the first images only
-            problems.append(f"{name}: n = {s['n']}, but the data are {record['data']['n']} images")
-        for i, e in enumerate(s["eps"]):
-            k = int(bits[i].sum())
-            low, high = wilson(k, s["n"])
-            for what, value, counted in (
-                ("correct", s["correct"][i], k),
-                ("accuracy", s["accuracy"][i], k / s["n"]),
-                ("low", s["low"][i], low),
-                ("high", s["high"][i], high),
-            ):
-                if abs(value - counted) > 1e-9:
-                    problems.append(f"{name}, ε = {e:g}: {what} is {value:g}, the outcomes say {counted:g}")
-        if s["accounting"] == "worst" and (bits[1:] & ~bits[:-1]).any():
-            problems.append(f"{name}: an image lost at a radius is not lost at a larger one")
-    for key, bits in kept.items():
-        if key[-1] == "worst" and (last := kept.get((*key[:-1], "last"))) is not None and (bits & ~last).any():
-            problems.append(
-                f"{' '.join(str(v) for v in key if v is not None)}: an image counts that the last iterate lost"
-            )
-    return problems
+# %% ../nbs/claims.ipynb #01dcaea2
+def items():
+    "The table of verdicts, see `results.Item`."
+    from nsq_repro.results import Item
 
-# %% ../nbs/claims.ipynb #c8f7f0ac
-def same_picture(a: bytes, b: bytes) -> bool:
-    "Whether two png files hold the same pixels."
-    x, y = (plots.plt.imread(io.BytesIO(f)) for f in (a, b))
-    return x.shape == y.shape and bool((x == y).all())
-
-# %% ../nbs/claims.ipynb #fbc2b33b
-def same_drawing(a: bytes, b: bytes) -> bool:
-    "Whether two svg files are the same; pictures inside may be compressed differently, as long as their pixels are the same."
-    if a == b:
-        return True
-    picture = re.compile(rb'data:image/png;base64,([^"]*)')
-    without = [re.sub(rb"image[0-9a-f]{10}", b"", picture.sub(b"", f)) for f in (a, b)]
-    pictures = [[base64.b64decode(p) for p in picture.findall(f)] for f in (a, b)]
-    return without[0] == without[1] and len(pictures[0]) == len(pictures[1]) and all(map(same_picture, *pictures))
-
-# %% ../nbs/claims.ipynb #2225e1ab
-def check_figure(
-    path: Path,  # its record
-    record: dict,  # the same, loaded
-) -> tuple[list[str], str]:  # what does not match; what was done
-    "Draw a figure again and compare."
-    drawn, here = (
-        record.get("drawn_with") or (record.get("provenance") or {}).get("versions") or {},
-        plots.mpl.__version__,
-    )
-    if missing := [kind for kind in ("svg", "png") if not path.with_suffix(f".{kind}").exists()]:
-        return [f"{path.with_suffix('.' + kind).name} is missing" for kind in missing], ""
-    if drawn.get("matplotlib", here) != here:
-        return [], f"drawn with matplotlib {drawn['matplotlib']}, here is {here}: numbers only"
-    fig = plots.draw(path.stem, record)
-    svg, png = (path.with_suffix(f".{kind}").read_bytes() for kind in ("svg", "png"))
-    same = {
-        "svg": same_drawing(svg, records.render(fig, path.stem, "svg")),
-        "png": same_picture(png, records.render(fig, path.stem, "png")),
-    }
-    return [f"{path.stem}.{kind} is not what its record draws" for kind, good in same.items() if not good], "redrawn"
-
-# %% ../nbs/claims.ipynb #4e4c066f
-TABLES = {**plots.TABLES, "mnist-pixels": pixel_table, "mnist-gradients": gradient_table}
-
-
-def check_table(
-    path: Path,  # its record
-    record: dict,  # the same, loaded
-) -> tuple[list[str], str]:  # what does not match; what was done
-    "Make a table again and compare."
-    if path.stem == "claims":
-        text, rows, more = claims_item(record["scale"])
-    else:
-        source = records.load_json(path.with_name(f"{record['figure']}.json")) if "figure" in record else record
-        (text, rows), more = TABLES[path.stem](source), {}
-    with open(path.with_suffix(".csv"), newline="") as f:
-        lines = list(csv.DictReader(f))
-    same = {
-        "md": path.with_suffix(".md").read_text() == text + "\n",
-        "csv": lines == [{k: "" if v is None else str(v) for k, v in r.items()} for r in rows],
-        "json": record["rows"] == rows and all(record.get(k) == v for k, v in more.items()),
-    }
-    return [f"{path.stem}.{kind} is not what its record says" for kind, good in same.items() if not good], "made again"
-
-# %% ../nbs/claims.ipynb #d1a85b98
-def check_file(
-    path: Path,  # a record under figures/
-) -> dict:  # file, problems, said
-    "Check one record and what was made from it."
-    problems, said, record = [], "", {}
-    try:
-        record = records.load_json(path)
-        if record.get("digest") != records.digest(record):
-            problems.append("the record does not have its digest: something in it was changed")
-        if (record.get("item"), record.get("scale")) != (
-            path.stem,
-            path.relative_to(records.home() / "figures").parts[0],
-        ):
-            problems.append(f"the record is of {record.get('item')}, scale {record.get('scale')}")
-        problems += check_series(record)
-        check = (
-            check_figure
-            if path.stem in plots.FIGURES
-            else check_table
-            if path.stem in (*TABLES, "claims")
-            else lambda *_: ([], "no drawing is known: numbers only")
-        )
-        if not problems:
-            problems, said = check(path, record)
-    except (KeyError, IndexError, TypeError, ValueError, OSError) as e:
-        problems.append(f"cannot be checked, {type(e).__name__}: {e}")
-    counted = f"{len(record['series'])} curves counted, " if "series" in record else ""
-    return {"file": path.relative_to(records.home()).as_posix(), "problems": problems, "said": counted + said}
-
-# %% ../nbs/claims.ipynb #75501e38
-def verify(
-    scale: str | None = None,  # 'smoke', 'cpu' or 'paper'; None: all but smoke, which is not kept
-) -> list[dict]:  # for each file: file, problems (empty: it is what its record says), said (what was done)
-    "Check every record under figures/ and every file made from one. Raises ValueError for an unknown scale."
-    folders = [records.figure_dir(s) for s in ([scales_for(scale)[0]] if scale else ["cpu", "paper"])]
-    found = [
-        p
-        for folder in folders
-        for p in sorted(folder.glob("**/*"), key=lambda p: (p.stem == "claims", str(p)))
-        if p.is_file() and not p.name.startswith(".")
-    ]
-    results = [check_file(p) for p in found if p.suffix == ".json"]
-    orphans = [p for p in found if p.suffix != ".json" and not p.with_suffix(".json").exists()]
-    return results + [
-        {"file": p.relative_to(records.home()).as_posix(), "problems": ["has no record"], "said": ""} for p in orphans
-    ]
+    made = lambda r: claims_item(r["scale"])
+    return (Item("claims", table=lambda r: made(r)[:2], more=lambda r: made(r)[2], cell="claims.ipynb"),)

@@ -245,17 +245,17 @@ def verify(
     args: argparse.Namespace,  # scale
 ) -> int:  # exit status
     "The command `verify`: what does not match, and the claims with their verdicts."
-    from nsq_repro import claims
+    from nsq_repro import claims, results
 
-    results = claims.verify(args.scale)
-    for r in results:
+    found = results.verify(args.scale, progress=sys.stderr.isatty())
+    for r in found:
         print(f"{'MISMATCH' if r['problems'] else 'ok':8s}  {r['file']}  ({r['said'] or 'not made again'})")
     kept = [s for s in ("paper", "cpu") if any(records.figure_dir(s).glob("*.json"))]
-    scale = args.scale or next(iter(kept), None) or claims.present_scale()
+    scale = args.scale or next(iter(kept), None) or records.present_scale()
     print(f"\nclaims, {f'scale {scale}' if scale else 'no records yet'}\n")
     print(table([_claim_row(r) for r in claims.claims_rows(scale)], ["verdict", "paper", "printed", "here"]))
-    wrong = [f"{r['file']}: {p}" for r in results for p in r["problems"]]
-    print(f"\n{len(wrong)} mismatches in {len(results)} files:" if wrong else f"\nverified {len(results)} files")
+    wrong = [f"{r['file']}: {p}" for r in found for p in r["problems"]]
+    print(f"\n{len(wrong)} mismatches in {len(found)} files:" if wrong else f"\nverified {len(found)} files")
     print(*wrong, sep="\n")
     return 1 if wrong else 0
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PHOTO_AREAS', 'MNIST_FILES', 'MNIST_FINGERPRINTS', 'CIFAR_CLASSES', 'CIFAR_FILES', 'CIFAR_COPIES', 'DATASETS',
-           'fingerprint', 'Dataset', 'data_root', 'load', 'available', 'crop_flip', 'pixels_near']
+           'fingerprint', 'Dataset', 'data_root', 'load', 'available', 'crop_flip', 'pixels_near', 'pixel_record']
 
 # %% ../nbs/data.ipynb #f809b873
 import hashlib
@@ -431,3 +431,28 @@ def pixels_near(
     return (
         ((x - t).abs() <= eps + 1e-6).flatten(1).sum(1)
     )  # 1e-6: a pixel at the border counts, however its float was rounded
+
+# %% ../nbs/data.ipynb #67bcf789
+def pixel_record(
+    data,  # `Dataset`, for example the MNIST test split
+    radii: tuple = (0.05, 0.1, 0.2, 0.3),  # perturbations in [0, 1]
+    few: int = 20,  # up to so many pixels all patterns can be tried
+) -> dict:  # data, pixels, few, counts: for each count its sum and sum of squares over images, the most, and the number of images with few
+    "Counts of pixels: those that are 0 or 1, and those that a perturbation can carry over the threshold."
+    x = data.floats()
+    found = {
+        ("binary", None): ((x == 0) | (x == 1)).flatten(1).sum(1),
+        **{("near", e): pixels_near(x, eps=e) for e in radii},
+    }
+    counts = [
+        {
+            "count": kind,
+            "eps": e,
+            "sum": int(k.sum()),
+            "squares": int((k**2).sum()),
+            "most": int(k.max()),
+            "images_with_few": int((k <= few).sum()),
+        }
+        for (kind, e), k in found.items()
+    ]
+    return {"data": data.describe(), "pixels": x[0].numel(), "few": few, "counts": counts}

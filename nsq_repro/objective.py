@@ -6,7 +6,7 @@
 __all__ = ['in_float64', 'inner_maximum', 'chain_rule', 'predicted_increase', 'Path', 'pgd_path', 'Increments', 'increments',
            'measure_increments', 'random_start', 'measure_steps', 'input_gradient_l1', 'l1_objective', 'HoelderBounds',
            'hoelder_bounds', 'points_of_interest', 'layer_bounds', 'measure_norms', 'mean_slope', 'choose_pixels',
-           'occupied_pairs', 'iterate_clouds']
+           'occupied_pairs', 'iterate_clouds', 'gradient_record']
 
 # %% ../nbs/objective.ipynb #78c25cc7
 import copy
@@ -410,3 +410,24 @@ def _cloud_note(x, eps, near, free, drawn, names):
         else f"values nearest to 1/2: the image has not two in [{eps:g}, {1 - eps:g}], so the image range cuts their squares"
     )
     return f"Drawn: {what}; shares are means over all pairs of {len(near)} pixels with {rule}. The gradient's signs are those of exact arithmetic where there is a layer."
+
+# %% ../nbs/objective.ipynb #28954d92
+def gradient_record(
+    nets: dict,  # name → network; those with a layer are measured
+    data,  # `Dataset`, the test split
+    radius: float,  # of the uniform noise around the images
+    n: int = 200,  # the first n images
+    seed: int = 0,  # of the noise
+) -> dict:  # data, radius, largest: name → list of max |∇_z L| at one noisy point for each image, in float64
+    "How steep the basic network is behind the layer, at noisy images."
+    used = data.subset(min(n, len(data)))
+    device = next(next(iter(nets.values())).parameters()).device
+    x, y = random_start(used.floats().double(), radius, seed).to(device), used.y.to(device)
+    layered = in_float64({m: net for m, net in nets.items() if hasattr(net, "quantize")})
+    largest = {m: chain_rule(net, x, y)[1].flatten(1).abs().amax(1).cpu() for m, net in layered.items()}
+    return {
+        "data": used.describe(),
+        "radius": radius,
+        "seed": seed,
+        "largest": {m: [float(f"{v:.6g}") for v in values.tolist()] for m, values in largest.items()},
+    }

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TAUS', 'RADII', 'LABELS', 'DIRECTIONS', 'PRESETS', 'share_within', 'quietest', 'threshold_record', 'specs',
-           'protocol', 'attacked', 'run', 'variants_record']
+           'protocol', 'attacked', 'run', 'variants_record', 'items']
 
 # %% ../nbs/variants.ipynb #c3fe5269
 from dataclasses import replace
@@ -279,3 +279,15 @@ def variants_record(
         "attack": {k: out["plan"][k] for k in ("box", "precision")},
         "missing": [v for v in out["specs"] if v not in kept],
     }
+
+# %% ../nbs/variants.ipynb #78b9d790
+def items():
+    "Figures and tables of this page, see `results.Item`."
+    from nsq_repro import plots_beyond, tables
+    from nsq_repro.results import Item
+
+    return (
+        Item("mnist-variants-accuracy", draw=plots_beyond.fig_variants),
+        Item("mnist-thresholds", draw=plots_beyond.fig_thresholds),
+        Item("mnist-variants", table=lambda r: (tables.variants_table(r), tables.variants_rows(r))),
+    )

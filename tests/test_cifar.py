@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_runs import ROOT, arguments, cli, evaluations
 
-from nsq_repro import cifar, claims, parameter_study, plots, records, training
+from nsq_repro import cifar, parameter_study, records, results, tables, training
 from nsq_repro.data import load
 
 SMALL = {"scale": "smoke", "n_test": 20, "steps": 2, "eps": "8/255", "iterations": 3}
@@ -160,7 +160,7 @@ def test_papermill_from_another_folder(home, tmp_path):
     assert "scikit-learn's two photographs" in text and '"output_type": "error"' not in text
     os.environ["NSQ_HOME"], before = str(home), os.environ.get("NSQ_HOME")
     try:
-        checked = [claims.check_file(p) for p in folder.glob("*.json")]
+        checked = [results.check_file(p) for p in folder.glob("*.json")]
     finally:
         os.environ.pop("NSQ_HOME") if before is None else os.environ.update(NSQ_HOME=before)
     assert len(checked) == 8 and not [c for c in checked if c["problems"]], checked
@@ -246,7 +246,7 @@ def test_decomposition_follows_from_the_records(home):
         ):
             found[spec["K"], spec["alpha"]] = [records.unpack(o, 20) for o in r["series"][0]["outcomes"]]
     A = np.array([[found[K, a][1].mean() for a in (255, 25500)] for K in (2, 4)])
-    rows = {(r["response"], r["loss"], r["effect"]): r for r in plots.effects_rows(record, draws=50)}
+    rows = {(r["response"], r["loss"], r["effect"]): r for r in tables.effects_rows(record, draws=50)}
     for effect, other in (("K", A.mean(1)), ("alpha", A.mean(0))):
         assert rows["largest", "cw", effect]["size"] == pytest.approx(50 * abs(other[1] - other[0]), abs=1e-3)
         assert rows["largest", "cw", effect]["change"] == pytest.approx(100 * (other[1] - other[0]), abs=1e-3)

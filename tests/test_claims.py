@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nsq_repro import claims, cli, mnist, plots, records
+from nsq_repro import claims, cli, mnist, plots, records, results, tables
 from nsq_repro.data import load
 from nsq_repro.experiments import AttackParameters, accuracy_record, decide, run_protocol
 from nsq_repro.objective import iterate_clouds
@@ -31,18 +31,18 @@ def save_all(record, cost, nets, test):
         "fig2": {"scale": "cpu", "spec": {"K": 8, "alpha": 1000.0}},
         "fig3": record,
         "fig3-worst": record,
-        "fig8": {**made, "images": plots.images_to_text(test.x[:4]), "spec": {"K": 1, "alphas": [10.0, 1000.0]}},
+        "fig8": {**made, "images": records.images_to_text(test.x[:4]), "spec": {"K": 1, "alphas": [10.0, 1000.0]}},
     }
     for item, source in sources.items():
-        records.save_figure(plots.draw(item, source), item, source, "cpu")
+        records.save_figure(results.draw(item, source), item, source, "cpu")
     for item in ("mnist-accuracy", "mnist-accuracy-worst"):
-        records.save_table(item, *plots.draw_table(item, record), {**made, "figure": "fig3"}, "cpu")
+        records.save_table(item, *results.draw_table(item, record), {**made, "figure": "fig3"}, "cpu")
     cost = {**made, **{k: cost[k] for k in ("seconds_per_iteration", "specs", "provenance")}}
-    records.save_table("mnist-cost", *plots.draw_table("mnist-cost", cost), cost, "cpu")
+    records.save_table("mnist-cost", *results.draw_table("mnist-cost", cost), cost, "cpu")
     pixels = {**made, **claims.pixel_record(test)}
-    records.save_table("mnist-pixels", *claims.pixel_table(pixels), pixels, "cpu")
+    records.save_table("mnist-pixels", *tables.pixel_table(pixels), pixels, "cpu")
     gradients = {**made, **claims.gradient_record(nets, test, 0.3, n=4)}
-    records.save_table("mnist-gradients", *claims.gradient_table(gradients), gradients, "cpu")
+    records.save_table("mnist-gradients", *tables.gradient_table(gradients), gradients, "cpu")
     claims.save("cpu")
 
 
@@ -79,7 +79,7 @@ def home(made, tmp_path, monkeypatch):
 
 
 def problems(path):
-    return claims.check_file(path)["problems"]
+    return results.check_file(path)["problems"]
 
 
 def change(path, edit, sign=True):
@@ -190,7 +190,7 @@ def test_a_consistent_lie_is_found(home):
         w["low"][-1], w["high"][-1] = claims.wilson(worst.sum(), w["n"])
 
     change(home / "fig3.json", lie)
-    assert not claims.check_series(json.loads((home / "fig3.json").read_text()))
+    assert not results.check_series(json.loads((home / "fig3.json").read_text()))
     assert problems(home / "fig3.json") and problems(home / "mnist-accuracy.json")
 
 
@@ -304,7 +304,7 @@ def test_missing_damaged_and_unknown_files(home, capsys):
 def test_another_matplotlib_checks_numbers_only(home):
     change(home / "fig3.json", lambda r: r.update(drawn_with={"matplotlib": "0.1"}))
     (home / "fig3.svg").write_text("<svg/>")
-    result = claims.check_file(home / "fig3.json")
+    result = results.check_file(home / "fig3.json")
     assert not result["problems"] and "numbers only" in result["said"] and plots.mpl.__version__ in result["said"]
     change(home / "fig3.json", spoil_interval)
     assert problems(home / "fig3.json")
@@ -340,4 +340,4 @@ def test_every_claim_has_a_rule():
 
 @pytest.mark.skipif(os.environ.get("NSQ_HOME") is not None, reason="looks at the figures that are committed")
 def test_committed_figures_are_what_their_records_say():
-    assert [r for r in claims.verify() if r["problems"]] == []
+    assert [r for r in results.verify() if r["problems"]] == []

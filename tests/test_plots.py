@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from nsq_repro import plots
+from nsq_repro import plots, records, tables
 from nsq_repro.records import paper
 
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB
@@ -41,7 +41,7 @@ def test_model_colours_stay_apart(vision):
         assert np.linalg.norm(seen[a] - seen[b]) > 18, (vision, a, b)
 
 
-@pytest.mark.parametrize("model", plots.MODELS)
+@pytest.mark.parametrize("model", records.MODELS)
 def test_model_colours_show_on_white(model):
     assert 1.05 / ((TO_XYZ @ linear(plots.COLORS[model]))[1] + 0.05) >= 3
 
@@ -68,13 +68,13 @@ def test_every_printed_number_has_its_place():
 @pytest.mark.parametrize("loss", ["ce", "cw"])
 def test_figures_find_printed_numbers(dataset, model, setting, eps, value, loss):
     assert (
-        plots.printed_value(paper(dataset=dataset), {"model": model, "setting": setting, "loss": loss}, eps)["value"]
+        tables.printed_value(paper(dataset=dataset), {"model": model, "setting": setting, "loss": loss}, eps)["value"]
         == value
     )
 
 
 def test_cited_numbers_are_not_marked_as_the_papers_own():
-    assert plots.printed_value(paper(dataset="mnist"), {"model": "pgd", "setting": "pgd", "loss": "ce"}, 0.3) is None
+    assert tables.printed_value(paper(dataset="mnist"), {"model": "pgd", "setting": "pgd", "loss": "ce"}, 0.3) is None
 
 
 def test_importing_plots_changes_no_settings():

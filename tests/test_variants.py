@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from test_adaptive import network
 
-from nsq_repro import adaptive, claims, mnist, plots, records, variants
+from nsq_repro import adaptive, mnist, records, results, tables, variants
 from nsq_repro.data import load
 from nsq_repro.exact import zbox
 from nsq_repro.networks import SoftQuantNet, _digest, build, load_checkpoint, save_checkpoint
@@ -218,15 +218,15 @@ def test_run_stops_and_goes_on(quick, monkeypatch):
 
 def test_record_draws_and_is_verified(quick):
     out = variants.run(**SMALL)
-    record, results = variants.variants_record(out), plots.Results("smoke")
+    record, results = variants.variants_record(out), results.Results("smoke")
     results.figure("mnist-variants-accuracy", record)
     results.table("mnist-variants", record, "mnist-variants-accuracy")
     results.figure(
         "mnist-thresholds", {"scale": "smoke", "data": out["fit"].describe(), **variants.threshold_record([out["fit"]])}
     )
-    assert not [r for r in claims.verify("smoke") if r["problems"]]
+    assert not [r for r in results.verify("smoke") if r["problems"]]
     rows, bits = (
-        {r["variant"]: r for r in plots.variants_rows(record)},
+        {r["variant"]: r for r in tables.variants_rows(record)},
         lambda v: records.unpack(out["found"][v]["left"]["0.3"], 12),
     )
     assert rows["box"]["less nsq"] == pytest.approx(100 * (bits("box").mean() - bits("nsq").mean()), abs=0.01)
@@ -239,7 +239,7 @@ def test_record_draws_and_is_verified(quick):
     kept = records.load_json(path)
     kept["series"][1]["correct"][0] -= 1
     records.save_record(path, kept)
-    assert any("correct is" in p for r in claims.verify("smoke") for p in r["problems"])
+    assert any("correct is" in p for r in results.verify("smoke") for p in r["problems"])
 
 
 def test_page_needs_no_plotting_to_run(tmp_path):
