@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from nsq_repro import claims, cli, mnist, plots, records, results, tables
-from nsq_repro.data import load
+from nsq_repro.data import load, pixel_record
 from nsq_repro.experiments import AttackParameters, accuracy_record, decide, run_protocol
-from nsq_repro.objective import iterate_clouds
+from nsq_repro.objective import gradient_record, iterate_clouds
 from nsq_repro.training import training_cost
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,9 +39,9 @@ def save_all(record, cost, nets, test):
         records.save_table(item, *results.draw_table(item, record), {**made, "figure": "fig3"}, "cpu")
     cost = {**made, **{k: cost[k] for k in ("seconds_per_iteration", "specs", "provenance")}}
     records.save_table("mnist-cost", *results.draw_table("mnist-cost", cost), cost, "cpu")
-    pixels = {**made, **claims.pixel_record(test)}
+    pixels = {**made, **pixel_record(test)}
     records.save_table("mnist-pixels", *tables.pixel_table(pixels), pixels, "cpu")
-    gradients = {**made, **claims.gradient_record(nets, test, 0.3, n=4)}
+    gradients = {**made, **gradient_record(nets, test, 0.3, n=4)}
     records.save_table("mnist-gradients", *tables.gradient_table(gradients), gradients, "cpu")
     claims.save("cpu")
 
