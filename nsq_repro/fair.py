@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from . import experiments, records
-from .adaptive import unbroken
 from .data import Dataset, load
 from .exact import judged
 from .experiments import Experiment, choose_device, choose_scale, parameter, read, variant_name
+from .suite import Attack, not_broken
 from .training import recipe, train, train_key, training_cost
 
 # %% ../nbs/fair.ipynb #88a5be92
@@ -142,8 +142,8 @@ def attack(
             ok = clean.clone()
             for loss in p.losses:
                 for i in (ok & open_).nonzero().flatten().split(250):
-                    how = {"attack": "zbox", "loss": loss, "steps": p.steps}
-                    ok[i] = unbroken(how, {"net": net}, "net", x[i], y[i], e, i, precision=p.precision)
+                    how = Attack("zbox", loss=loss, steps=p.steps)
+                    ok[i] = not_broken(how, {"net": net}, "net", x[i], y[i], e, i, precision=p.precision)
             left[f"{e:g}"], open_ = records.pack(ok.cpu()), clean & ~ok
         return {"n": len(y), "clean": records.pack(clean.cpu()), "left": left, "data": data.describe()}
 

@@ -4,21 +4,24 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from nsq_repro import adaptive, records
+from nsq_repro import adaptive, records, suite
 from nsq_repro.data import Dataset
 from nsq_repro.exact import zbox
 from nsq_repro.networks import SoftQuantNet
 from nsq_repro.quantization import SoftQuantize
+from nsq_repro.suite import Attack
 
 ROOT = Path(__file__).resolve().parents[1]
 N, RADII = 24, (0.05, 0.2, 0.4)
-CE, TARGETED = {"attack": "zbox", "loss": "ce", "steps": 8}, {"attack": "zbox", "loss": "targeted", "steps": 8}
+CE, TARGETED = Attack("zbox", loss="ce", steps=8), Attack("zbox", loss="targeted", steps=8)
 
 
 def network(seed=0, K=1, alpha=1000.0, shift=0.0):
@@ -46,11 +49,11 @@ def everything():
 
 def test_cascade_is_the_union_of_its_attacks(setting):
     nets, keys, data = setting
-    record = adaptive.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything())
-    left, x = adaptive.left_of(record), data.floats()
+    record = suite.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything())
+    left, x = suite.left_of(record), data.floats()
     alone = {
         e: [
-            zbox(nets["nsq"], x, data.y, e, **{k: v for k, v in a.items() if k != "attack"}).correct.numpy()
+            zbox(nets["nsq"], x, data.y, e, **a.options()).correct.numpy()
             for a in (CE, TARGETED)
         ]
         for e in RADII
@@ -63,68 +66,61 @@ def test_cascade_is_the_union_of_its_attacks(setting):
 
 def test_cascade_gives_each_attack_what_is_left(setting):
     nets, keys, data = setting
-    record = adaptive.cascade(
-        nets, "nsq", keys, data, [CE, TARGETED, {**CE, "loss": "cw", "n": 5}], RADII, everything()
+    record = suite.cascade(
+        nets, "nsq", keys, data, [CE, TARGETED, replace(CE, loss="cw", n=5)], RADII, everything()
     )
     rows = {(r["eps"], r["attack"]): r for r in record["rows"]}
-    first, second = (rows[RADII[-1], adaptive.label(a)] for a in (CE, TARGETED))
+    first, second = (rows[RADII[-1], a.label()] for a in (CE, TARGETED))
     assert first["given"] == N and second["given"] == N - first["broken"]
     assert all(r["given"] <= 5 for (_, a), r in rows.items() if " cw" in a)
     broken = sum(rows[RADII[-1], a]["broken"] for e, a in rows if e == RADII[-1])
-    assert rows[RADII[1], adaptive.label(CE)]["given"] == broken  # only what the larger radius broke
+    assert rows[RADII[1], CE.label()]["given"] == broken  # only what the larger radius broke
 
 
 def test_cascade_keeps_what_was_broken_before(setting):
     nets, keys, data = setting
     before = everything()
     before[RADII[0]][3] = before[RADII[1]][3] = before[RADII[2]][3] = False
-    left = adaptive.left_of(adaptive.cascade(nets, "nsq", keys, data, [CE], RADII, before))
+    left = suite.left_of(suite.cascade(nets, "nsq", keys, data, [CE], RADII, before))
     assert not any(left[e][3] for e in RADII)
 
 
 def test_a_stopped_cascade_goes_on(setting, monkeypatch):
     nets, keys, data = setting
-    whole = adaptive.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything(), seed=1)
+    whole = suite.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything(), seed=1)
     records.run_dir({}, "x")  # the folder of runs exists
     for folder in (records.home() / "runs").glob("cascade-*"):
         for file in folder.iterdir():
             file.unlink()
-    real, calls = adaptive.unbroken, []
+    real, calls = suite.not_broken, []
 
-    def stops(*args):
+    def stops(*args, **kwargs):
         calls.append(args[0])
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **kwargs)
 
-    monkeypatch.setattr(adaptive, "unbroken", stops)
+    monkeypatch.setattr(suite, "not_broken", stops)
     with pytest.raises(KeyboardInterrupt):
-        adaptive.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything(), seed=1)
+        suite.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything(), seed=1)
     done = len(calls)
-    again = adaptive.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything(), seed=1)
+    again = suite.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything(), seed=1)
     assert again["left"] == whole["left"] and len(calls) - done < 6  # not from the start
     strip = lambda record: [{k: v for k, v in r.items() if k != "seconds"} for r in record["rows"]]
     assert strip(again) == strip(whole)
 
 
 def test_attacks_that_say_nothing_new_are_left_out():
-    applies = adaptive.applies
-    assert not applies({"attack": "transfer", "source": "pgd"}, "pgd", False) and applies(
-        {"attack": "transfer", "source": "pgd"}, "nsq", True
-    )
-    for a in (
-        {"attack": "flips"},
-        {"attack": "annealed"},
-        {"attack": "apgd-ce", "backward": "ste"},
-        {"attack": "pgd", "setting": "bpda"},
-        {"attack": "transfer", "alpha": 10.0},
-    ):
-        assert applies(a, "nsq", True) and not applies(a, "pgd", False), a
+    from_pgd = Attack("transfer", source="pgd")
+    assert not from_pgd.applies("pgd", False) and from_pgd.applies("nsq", True)
+    ste, bpda, flat = Attack("apgd-ce", backward="ste"), Attack("pgd", setting="bpda"), Attack("transfer", alpha=10.0)
+    for a in (Attack("flips"), Attack("annealed"), ste, bpda, flat):
+        assert a.applies("nsq", True) and not a.applies("pgd", False), a
 
 
 def test_every_attack_of_the_suite_has_its_own_name():
     for preset in adaptive.PRESETS.values():
-        names = [adaptive.label(a) for a in (*preset["box"], *preset["suite"])]
+        names = [a.label() for a in (*preset["box"], *preset["suite"])]
         assert len(names) == len(set(names))
 
 
@@ -138,10 +134,10 @@ def test_what_only_bfloat16_gets_wrong_is_not_broken():
         net.features[3].bias.fill_(0.0)
         net.features[3].bias[y[0]] += 1e-3 * float(logits.abs().max())
     y = net(x).argmax(1)
-    assert (adaptive._quick(net)(x).argmax(1) != y).any()
-    for attack in (CE, {"attack": "transfer", "source": "sq", "steps": 3}):
+    assert (suite.fast_copy(net)(x).argmax(1) != y).any()
+    for attack in (CE, Attack("transfer", source="sq", steps=3)):
         left = {
-            p: adaptive.unbroken(
+            p: suite.not_broken(
                 attack, {"nsq": net, "sq": network(1)}, "nsq", x, y, 1e-7, torch.arange(200), precision=p
             )
             for p in ("fp32", "bf16")
@@ -151,51 +147,51 @@ def test_what_only_bfloat16_gets_wrong_is_not_broken():
 
 def test_certified_is_proven_and_goes_up(setting):
     nets, keys, data = setting
-    attacked = adaptive.left_of(adaptive.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything()))
-    record = adaptive.certified(nets["nsq"], keys["nsq"], data, RADII, attacked, boxes=30, chunk=7)
-    proven = adaptive.left_of(record)
+    attacked = suite.left_of(suite.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything()))
+    record = suite.certified(nets["nsq"], keys["nsq"], data, RADII, attacked, boxes=30, chunk=7)
+    proven = suite.left_of(record)
     assert proven[RADII[0]].any()
     for e in RADII:
         assert not (proven[e] & ~attacked[e]).any()
     for small, large in zip(RADII, RADII[1:]):
         assert not (proven[large] & ~proven[small]).any()
     assert record["cells"][f"{RADII[0]:g}"]["given"] == attacked[RADII[0]].sum()
-    assert record == adaptive.certified(nets["nsq"], keys["nsq"], data, RADII, attacked, boxes=30, chunk=7)
+    assert record == suite.certified(nets["nsq"], keys["nsq"], data, RADII, attacked, boxes=30, chunk=7)
 
 
 def test_what_a_search_for_a_proof_breaks_counts_as_broken(setting):
     nets, keys, data = setting
-    box = adaptive.cascade(nets, "nsq", keys, data, [], RADII, everything())  # no attack at all
-    proofs = adaptive.certified(nets["nsq"], keys["nsq"], data, RADII, adaptive.left_of(box), boxes=30)
+    box = suite.cascade(nets, "nsq", keys, data, [], RADII, everything())  # no attack at all
+    proofs = suite.certified(nets["nsq"], keys["nsq"], data, RADII, suite.left_of(box), boxes=30)
     out = {
         "box": {"nsq": box},
         "suite": {},
         "certificates": {"nsq": proofs},
-        "plan": {"n_test": N, "n_suite": 10, "suite_radii": RADII[1:]},
+        "plan": SimpleNamespace(n_test=N, n_suite=10, radii=RADII, suite_radii=RADII[1:]),
     }
-    upper, proven = adaptive.kept(out, "nsq"), adaptive.left_of(proofs)
+    upper, proven = adaptive.not_broken_by_any(out, "nsq"), suite.left_of(proofs)
     assert not upper[RADII[-1]].all() and all((upper[e] | ~proven[e]).all() for e in RADII)
     assert all((upper[small] | ~upper[large]).all() for small, large in zip(RADII, RADII[1:]))
-    few = adaptive.kept(out, "nsq", suite=True)
+    few = adaptive.not_broken_by_any(out, "nsq", suite=True)
     assert list(few) == list(RADII[1:]) and all((few[e] == upper[e][:10]).all() for e in few)
-    assert all(v.all() for v in adaptive.kept({**out, "certificates": {}}, "nsq").values())
+    assert all(v.all() for v in adaptive.not_broken_by_any({**out, "certificates": {}}, "nsq").values())
 
 
 def test_what_the_suite_breaks_is_broken_everywhere(setting):
     nets, keys, data = setting
-    box = adaptive.cascade(nets, "nsq", keys, data, [], RADII, everything())
+    box = suite.cascade(nets, "nsq", keys, data, [], RADII, everything())
     before = {e: np.ones(10, bool) for e in RADII[1:]}
     before[RADII[1]][3] = before[RADII[2]][3] = False
-    suite = adaptive.cascade(nets, "nsq", keys, data.subset(10), [], RADII[1:], before)
+    found = suite.cascade(nets, "nsq", keys, data.subset(10), [], RADII[1:], before)
     out = {
         "box": {"nsq": box},
-        "suite": {"nsq": suite},
+        "suite": {"nsq": found},
         "certificates": {},
-        "plan": {"n_test": N, "n_suite": 10, "suite_radii": RADII[1:]},
+        "plan": SimpleNamespace(n_test=N, n_suite=10, radii=RADII, suite_radii=RADII[1:]),
     }
-    upper = adaptive.kept(out, "nsq")
+    upper = adaptive.not_broken_by_any(out, "nsq")
     assert [np.flatnonzero(~upper[e]).tolist() for e in RADII] == [[], [3], [3]] and len(upper[RADII[0]]) == N
-    assert all((v == upper[e][:10]).all() for e, v in adaptive.kept(out, "nsq", suite=True).items())
+    assert all((v == upper[e][:10]).all() for e, v in adaptive.not_broken_by_any(out, "nsq", suite=True).items())
 
 
 def test_networks_without_bounds_are_not_certified(setting):
@@ -203,7 +199,7 @@ def test_networks_without_bounds_are_not_certified(setting):
     odd = SoftQuantNet(
         torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Tanh(), torch.nn.Linear(16, 4)), SoftQuantize(1, 1000.0)
     ).eval()
-    assert adaptive.certified(odd, {"m": 2}, data, RADII, everything()) is None
+    assert suite.certified(odd, {"m": 2}, data, RADII, everything()) is None
 
 
 def test_joined_takes_the_worst_of_curves_up_to_a_radius():
@@ -216,13 +212,13 @@ def test_joined_takes_the_worst_of_curves_up_to_a_radius():
         "outcomes": [records.pack(r) for r in rows],
     }
     evaluated = [{"series": [curve("last", np.zeros((2, 3), bool)), curve("worst", ok)]}]
-    left = adaptive.joined(evaluated, 3, (0.05, 0.1, 0.3), np.array([True, True, True]))
+    left = suite.union_of_curves(evaluated, 3, (0.05, 0.1, 0.3), np.array([True, True, True]))
     assert [v.tolist() for v in left.values()] == [[True, True, True], [False, True, True], [False, False, True]]
 
 
 def test_same_network_behind_another_layer():
     net = network(0, K=2)
-    hard = adaptive.with_alpha(net, math.inf)
+    hard = suite.with_alpha(net, math.inf)
     assert (
         hard.features is net.features
         and math.isinf(hard.quantize.alpha)

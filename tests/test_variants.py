@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from test_adaptive import network
 
-from nsq_repro import adaptive, mnist, records, results, tables, variants
+from nsq_repro import mnist, records, results, suite, tables, variants
 from nsq_repro.data import load
 from nsq_repro.exact import zbox
 from nsq_repro.networks import SoftQuantNet, _digest, build, load_checkpoint, save_checkpoint
@@ -193,7 +193,7 @@ def quick(tmp_path, monkeypatch):
 def test_run_stops_and_goes_on(quick, monkeypatch):
     with pytest.raises(FileNotFoundError, match="plain NSQ"):
         variants.run(compute=False, **SMALL)
-    real, calls = adaptive.unbroken, []
+    real, calls = suite.not_broken, []
 
     def stops(*args, **kwargs):
         calls.append(args[2])
@@ -201,12 +201,12 @@ def test_run_stops_and_goes_on(quick, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(adaptive, "unbroken", stops)
+    monkeypatch.setattr(suite, "not_broken", stops)
     with pytest.raises(KeyboardInterrupt):
         variants.run(**SMALL)
-    monkeypatch.setattr(adaptive, "unbroken", real)
+    monkeypatch.setattr(suite, "not_broken", real)
     whole = variants.run(**SMALL)
-    monkeypatch.setattr(adaptive, "unbroken", lambda *a, **k: pytest.fail("attacked again"))
+    monkeypatch.setattr(suite, "not_broken", lambda *a, **k: pytest.fail("attacked again"))
     again = variants.run(compute=False, **SMALL)
     assert again["found"] == whole["found"] and list(whole["found"]) == ["nsq", "box", "threshold"]
     part = variants.run(compute=False, **{**SMALL, "variants": "nsq,box,signs"})
@@ -218,10 +218,10 @@ def test_run_stops_and_goes_on(quick, monkeypatch):
 
 def test_record_draws_and_is_verified(quick):
     out = variants.run(**SMALL)
-    record, results = variants.variants_record(out), results.Results("smoke")
-    results.figure("mnist-variants-accuracy", record)
-    results.table("mnist-variants", record, "mnist-variants-accuracy")
-    results.figure(
+    record, made = variants.variants_record(out), results.Results("smoke")
+    made.figure("mnist-variants-accuracy", record)
+    made.table("mnist-variants", record, "mnist-variants-accuracy")
+    made.figure(
         "mnist-thresholds", {"scale": "smoke", "data": out["fit"].describe(), **variants.threshold_record([out["fit"]])}
     )
     assert not [r for r in results.verify("smoke") if r["problems"]]
