@@ -6,8 +6,7 @@
 __all__ = ['class_losses', 'label_loss', 'cross_entropy', 'Sides', 'two_sample_bound', 'two_sample_gap', 'two_class_limit',
            'two_sample_factor', 'factored_bound', 'total_variation', 'RepairedBound', 'repaired_bound', 'noisy_pair',
            'Pairs', 'measure_pairs', 'kl_divergence', 'Split', 'split_cross_entropy', 'Along', 'along_line',
-           'crossing_panels', 'PathIntegral', 'path_integral', 'border_steps', 'fisher_trace', 'sharp_areas',
-           'stability_loss']
+           'crossing_panels', 'PathIntegral', 'path_integral', 'border_steps', 'fisher_trace', 'sharp_areas']
 
 # %% ../nbs/bound.ipynb #eb36e061
 import math
@@ -16,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as TF
 from torch import Tensor, nn
 
 from .attacks import frozen, seeded_uniform
@@ -337,20 +335,3 @@ def sharp_areas(
     if n < 1 or K < 1:
         raise ValueError(f"n={n}, K={K}: both must be at least 1")
     return [math.comb(n, m) * K**m * (K + 1) ** (n - m) for m in range(n + 1)]
-
-# %% ../nbs/bound.ipynb #9fd620d0
-def stability_loss(
-    model: Callable,  # network in training: images to logits
-    x: Tensor,  # (N, C, H, W) natural images in [0, 1]
-    y: Tensor,  # (N,) int64 labels
-    noise: float,  # r in @eq-stability-loss, in [0, 1] pixel units
-    weight: float = 1.0,  # λ, at least 0
-    generator: torch.Generator | None = None,  # of the noise, on the device of x
-) -> Tensor:  # mean loss, a scalar to differentiate; gradients flow through both outputs
-    "Loss of stability training, @eq-stability-loss, by one pass over natural and noisy images together. Raises ValueError for a negative weight."
-    if weight < 0:
-        raise ValueError(f"weight={weight!r} is not possible; it must be at least 0")
-    u = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    noisy = (x + noise * (2 * u - 1)).clamp(0, 1)
-    natural, shaken = (z.log_softmax(1) for z in model(torch.cat([x, noisy])).float().chunk(2))
-    return TF.nll_loss(natural, y) + weight * TF.kl_div(shaken, natural, log_target=True, reduction="batchmean")

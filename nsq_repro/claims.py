@@ -21,8 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from .statistics import interval, paired_difference
-from .tables import pixel_rows
 from scipy import ndimage
 
 from . import plots, records, statistics, tables
@@ -30,6 +28,8 @@ from .attacks import pgd
 from .evaluation import wilson
 from .quantization import border_jump, hard_quantize, soft_quantize, soft_quantize_derivative, thresholds
 from .records import best_record, present_scale, scales_for
+from .statistics import interval, paired_difference
+from .tables import pixel_rows
 
 # %% ../nbs/claims.ipynb #d073ba0d
 VERDICTS = ("reproduced", "reproduced in part", "not reproduced", "false as stated", "not tested at this scale")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import records
-from .attacks import LOSSES, SETTINGS, full_precision, pgd
+from .attacks import LOSSES, SETTINGS, check_inputs, full_precision, pgd, taken_apart
 
 # %% ../nbs/evaluation.ipynb #13edf451
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def series(
 
 # %% ../nbs/evaluation.ipynb #8db92b30
 def accuracy_vs_eps(
-    model: Callable,  # any callable from images to logits; a `SoftQuantNet` for settings other than 'pgd'
+    model: Callable,  # a `SoftQuantNet`, wrapped or not, or another network; for a function settings=('pgd',)
     x: Tensor,  # (N, C, H, W) images in [0, 1]
     y: Tensor,  # (N,) labels
     eps: tuple = (0.0, 0.1, 0.2, 0.3),  # l∞ radii in [0, 1], increasing
@@ -131,18 +131,19 @@ def accuracy_vs_eps(
     progress: bool = False,  # show a bar
     **attack,  # steps, step_size, random_start, restarts, seed of `AttackSpec`
 ) -> list[dict]:  # series: setting, loss, accounting, eps, n, correct, accuracy, low, high, outcomes
-    "Accuracy against ε under PGD. Without a layer S all settings are the same and only 'pgd' is run."
-    model = model.eval() if isinstance(model, nn.Module) else model
-    specs = [
-        AttackSpec(s, loss, tuple(eps), n_test=len(y), **attack)
-        for s in settings_of(model, settings)
-        for loss in losses
-    ]
-    result = []
+    "Accuracy against ε under PGD, in eval mode; without a layer only 'pgd' is run. Raises ValueError for wrong input."
+    x, y, _ = check_inputs(model, x, y, max(eps))
+    pairs = [(s, loss) for s in settings_of(model, settings) for loss in losses]
+    specs = [AttackSpec(s, loss, tuple(eps), n_test=len(y), **attack) for s, loss in pairs]
+    was, result = getattr(model, "training", False), []
+    if was:
+        model.eval()
     with tqdm(total=len(specs) * len(eps) * len(y), unit="img", disable=not progress) as bar:
         for spec in specs:
             cells = [outcomes_at(model, x, y, e, spec, batch_size, bar.update) for e in spec.eps]
             result += series(spec.eps, cells, setting=spec.setting, loss=spec.loss)
+    if was:
+        model.train()
     return result
 
 # %% ../nbs/evaluation.ipynb #b1606111
@@ -150,8 +151,10 @@ def settings_of(
     model,  # a network, or a TrainSpec
     settings: tuple = SETTINGS,  # the settings asked for
 ) -> tuple:  # those that differ from each other for this model
-    "Without a layer, BPDA is PGD (§5 of the paper)."
-    layered = model.K is not None if hasattr(model, "K") else hasattr(model, "quantize")
+    "Without a layer, BPDA is PGD (§5 of the paper). Raises ValueError where there may be a layer that cannot be reached."
+    if tuple(settings) == ("pgd",):
+        return ("pgd",)
+    layered = model.K is not None if hasattr(model, "K") else taken_apart(model)[1] is not None
     return tuple(settings) if layered else ("pgd",)
 
 # %% ../nbs/evaluation.ipynb #d4a60225

@@ -21,17 +21,21 @@ from torch import Tensor, nn
 
 from nsq_repro.attacks import (
     LOSSES,
-    _check,
-    _gradient,
+    SignedSteps,
     ball,
+    check_inputs,
     fgsm,
     frozen,
     full_precision,
+    image_range,
+    loss_gradient,
+    loss_steps,
     margin,
     pgd,
-    pgd_step,
     seeded_uniform,
     surrogate,
+    taken_apart,
+    uniform_start,
 )
 from .evaluation import series, wilson
 from .quantization import SoftQuantize, cell_index, levels, thresholds
@@ -66,13 +70,13 @@ class _ClosedForm(torch.autograd.Function):
 # %% ../nbs/exact.ipynb #59ea5711
 def closed_form(
     model: Callable,  # a `SoftQuantNet` with finite alpha
-) -> Callable:  # F(S(x)), whose input gradient never underflows: for `pgd` and `_gradient`
-    "The whole network with the slope of @eq-exact-log-slope in its backward pass. Raises ValueError without such a layer."
-    if not hasattr(model, "quantize") or math.isinf(model.quantize.alpha):
-        raise ValueError(
-            "closed_form needs a SoftQuantNet with a finite alpha; hard quantization has no slope, use surrogate(model, 'bpda_ste')"
-        )
-    return lambda x: model.features(_ClosedForm.apply(x, model.quantize))
+) -> Callable:  # F(S(x)), whose input gradient never underflows: for `pgd` and `loss_gradient`
+    "The network with the slope of @eq-exact-log-slope in its backward pass. Raises ValueError without such a layer."
+    F, S = taken_apart(model)
+    if S is None or math.isinf(S.alpha):
+        how = "hard quantization has no slope, use surrogate(model, 'bpda_ste')"
+        raise ValueError(f"closed_form needs a SoftQuantNet with a finite alpha; {how}")
+    return lambda x: F(_ClosedForm.apply(x, S))
 
 # %% ../nbs/exact.ipynb #a4876c37
 @full_precision
@@ -91,30 +95,21 @@ def zero_gradient_share(
     "Pixels whose gradient through the network is exactly zero, and why. Raises ValueError for a wrong argument."
     if at not in ("start", "steps"):
         raise ValueError(f"at={at!r} is unknown; choose 'start' or 'steps'")
-    e = _check(x, y, eps, loss, steps=(steps, 1))
+    x, y, e = check_inputs(model, x, y, eps, loss, steps=(steps, 1))
     net, x = copy.deepcopy(model).to(dtype), x.to(dtype)
-    S, box, total = getattr(net, "quantize", None), ball(x, e), torch.zeros(4, dtype=torch.float64)
-    xt = _start(x, e, torch.arange(len(x), device=x.device), seed)
+    F, S = taken_apart(net)
+    bounds, total = ball(x, e, *image_range(net)), torch.zeros(4, dtype=torch.float64)
+    start, n = uniform_start(x, e, seed=seed, bounds=bounds), steps if at == "steps" else 1
     with frozen(net):
-        for _ in range(n := steps if at == "steps" else 1):
-            zero = _gradient(net, xt, y, loss)[1] == 0
-            dead = zero & (_gradient(getattr(net, "features", net), S(xt) if S else xt, y, loss)[1] == 0)
-            above = _above(S, xt) if S else dead
-            total += (
-                torch.stack(
-                    [m.double().mean().cpu() for m in (zero, zero & ~dead & above, zero & ~dead & ~above, dead)]
-                )
-                / n
-            )
-            xt = pgd_step(net, xt, y, box, step_size, loss)[0]
+        for s in loss_steps(net, start, y, bounds, n, step_size, loss):
+            zero = s.gradient == 0
+            dead = zero & (loss_gradient(F, S(s.x) if S else s.x, y, loss)[1] == 0)
+            above = _above(S, s.x) if S else dead
+            kinds = (zero, zero & ~dead & above, zero & ~dead & ~above, dead)
+            total += torch.stack([m.double().mean().cpu() for m in kinds]) / n
     return dict(zip(("zero", "upper", "lower", "behind"), total.tolist()))
 
 # %% ../nbs/exact.ipynb #cce40af0
-def _start(x, e, index, seed=0, stream=0):
-    "The random start of PGD: uniform in the ball, in the type of x."
-    return (x + e * (2 * seeded_uniform(index, x.shape[1:], seed, stream).to(x.dtype) - 1)).clamp(*ball(x, e))
-
-
 def _above(S, x):
     x = x - S.shift
     return x > thresholds(S.K, S.vmin, S.vmax, x.dtype, x.device)[cell_index(x, S.K, S.vmin, S.vmax)]
@@ -135,16 +130,15 @@ def gradient_table(
         "closed form": closed_form(model),
         "straight through": surrogate(model, "bpda_ste"),
     }
-    rows, e = [], _check(x, y, eps, attack.get("loss", "ce"))
+    loss, rows = attack.get("loss", "ce"), []
+    x, y, e = check_inputs(model, x, y, eps, loss)
     for name, f in ways.items():
         xs = x.double() if f is double else x
-        start = _start(xs, e, torch.arange(len(x), device=x.device))
         with frozen(model), frozen(double):
-            zero = (_gradient(f, start, y, attack.get("loss", "ce"))[1] == 0).double().mean().item()
+            zero = (loss_gradient(f, uniform_start(xs, e), y, loss)[1] == 0).double().mean().item()
             found = pgd(f, xs, y, eps, **attack)
-        rows.append(
-            {"gradient": name, "zero": zero, "correct": int(judged(model, found.x, x, y, e).correct.sum()), "n": len(y)}
-        )
+        kept = int(judged(model, found.x, x, y, e).correct.sum())
+        rows.append({"gradient": name, "zero": zero, "correct": kept, "n": len(y)})
     return rows
 
 # %% ../nbs/exact.ipynb #4e8d893d
@@ -175,7 +169,7 @@ def judged(
             stacklevel=2,
         )
         found = torch.where(bad.view(-1, *[1] * (x.ndim - 1)), x, found)
-    found = found.detach().to(x.dtype).clamp(*ball(x, e))
+    found = found.detach().to(x.dtype).clamp(*ball(x, e, *image_range(model)))
     logits = torch.cat([model(part) for part in found.split(batch_size)])
     if logits.isnan().any():
         raise ValueError(
@@ -222,13 +216,13 @@ class Box(NamedTuple):
 # %% ../nbs/exact.ipynb #d384bb41
 @torch.no_grad()
 def box_of(
-    model: Callable,  # a `SoftQuantNet`, or any callable from images to logits: its box is the ball
+    model: Callable,  # a `SoftQuantNet`, wrapped or not, or a network without a layer: its box is the ball
     x: Tensor,  # (N, C, H, W) images in [0, 1]
     e,  # l∞ radius: a number, or a tensor that broadcasts
 ) -> Box:
-    "The reachable box around each image, @eq-exact-box."
-    F, S = (model.features, model.quantize) if hasattr(model, "quantize") else (model, nn.Identity())
-    lo, hi = ball(x, e)
+    "The reachable box around each image, @eq-exact-box. Raises ValueError where a layer may be hidden."
+    F, S = taken_apart(model)
+    S, (lo, hi) = S or nn.Identity(), ball(x, e, *image_range(model))
     return Box(F, S, x, lo, hi, S(lo), S(hi))
 
 # %% ../nbs/exact.ipynb #e228e6c3
@@ -330,7 +324,7 @@ def climb(
 # %% ../nbs/exact.ipynb #ea8f58d5
 @full_precision
 def zbox(
-    model: Callable,  # a `SoftQuantNet`, soft or hard; or any callable from images to logits: then the box is the ball
+    model: Callable,  # a `SoftQuantNet`, soft or hard, wrapped or not; or a network without a layer
     x: Tensor,  # (N, C, H, W) images in [0, 1]
     y: Tensor,  # (N,) int64 labels
     eps,  # l∞ radius in [0, 1], one number or one per image
@@ -341,16 +335,14 @@ def zbox(
     restarts: int = 1,  # searches from different starts, for images not broken yet
     step_size: float = 0.05,  # of 'pgd', in widths of the box
     seed: int = 0,  # of the starts, uniform in the ε-ball
-    index: Tensor
-    | None = None,  # (N,) int64 place of each image in its data set, which its starts depend on; default 0 … N−1
+    index: Tensor | None = None,  # (N,) int64 place of each image in its data set, which its starts depend on
 ) -> Outcome:  # the last judgement is that of the whole network on the image
-    "The exact attack: over everything the layer can output within ε. Raises ValueError for a wrong argument. Call `model.eval()` first."
+    "The box attack: over all the layer can output within ε. Raises ValueError. Call `model.eval()` first."
     if method not in ("pgd", "apgd"):
         raise ValueError(f"method={method!r} is unknown; choose 'pgd' or 'apgd'")
     base = "cw" if loss == "targeted" else loss
-    e = _check(
-        x, y, eps, base, steps=(steps, 1), restarts=(restarts, 1), targets=(targets, 1), step_size=(step_size, 0)
-    )
+    counts = dict(steps=(steps, 1), restarts=(restarts, 1), targets=(targets, 1), step_size=(step_size, 0))
+    x, y, e = check_inputs(model, x, y, eps, base, **counts)
     index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
     with frozen(model), torch.no_grad():
         box, logits = box_of(model, x, e), model(x)
@@ -362,17 +354,10 @@ def zbox(
             i = (ok & movable).nonzero()[:, 0]
             if not len(i):
                 break
-            part, start = box.take(i), _start(x[i], e[i] if e.ndim else e, index[i], seed, r)
-            a = climb(
-                part,
-                y[i],
-                part.relative(part.S(start)),
-                steps,
-                method,
-                step_size,
-                base,
-                None if goal is None else goal[i],
-            )
+            part = box.take(i)
+            start = uniform_start(x[i], e[i] if e.ndim else e, index[i], seed, r, (part.x_lo, part.x_hi))
+            u, target = part.relative(part.S(start)), None if goal is None else goal[i]
+            a = climb(part, y[i], u, steps, method, step_size, base, target)
             better = ~a.correct | (a.best > best[i]) | (found[i] == x[i]).flatten(1).all(1)
             found[i[better]], ok[i], best[i] = a.x[better], a.correct, torch.maximum(best[i], a.best)
             if r == 0 and (goal is None or torch.equal(goal, wrong[:, 0])):
@@ -401,15 +386,15 @@ def _flip(F, z, y, values, flips, batch_size):
 @full_precision
 @torch.no_grad()
 def flip_search(
-    model: Callable,  # a `SoftQuantNet`, hard or soft; or any callable from images to logits: its levels are 0 and 1
+    model: Callable,  # a `SoftQuantNet`, hard or soft; or a network without a layer: its levels are 0 and 1
     x: Tensor,  # (N, C, H, W) images in [0, 1]
     y: Tensor,  # (N,) int64 labels
     eps,  # l∞ radius in [0, 1], one number or one per image
     flips: int = 50,  # changes at most
     batch_size: int = 512,  # candidates at a time
 ) -> Outcome:  # `first` and `best`: minus the lead of the true class, at the start and at the end
-    "Greedy search over levels, @eq-exact-flip: pixels × K forward passes a flip. Raises ValueError for a wrong argument."
-    e = _check(x, y, eps, "cw", flips=(flips, 1), batch_size=(batch_size, 1))
+    "Greedy search over levels, @eq-exact-flip: pixels × K forward passes a flip. Raises ValueError."
+    x, y, e = check_inputs(model, x, y, eps, "cw", flips=(flips, 1), batch_size=(batch_size, 1))
     box = box_of(model, x, e)
     grid = levels(getattr(box.S, "K", 1), dtype=x.dtype, device=x.device).view(-1, *[1] * (x.ndim - 1))
     paths = [
@@ -546,23 +531,24 @@ def _hopskipjump(net, x, y, eps, seed, steps=10, starts=None):
 
 # %% ../nbs/exact.ipynb #2037d578
 def _follow(direction, net, x, y, eps, steps):
-    "Sign steps along `direction(x, indices, step)`; what is broken leaves the batch."
-    out, ok = x.clone(), torch.ones_like(y, dtype=torch.bool)
-    lo, hi = ball(x, eps)
-    for k in range(steps):
-        i = ok.nonzero()[:, 0]
-        if not len(i): break
-        out[i] = (out[i] + 2.5 * eps / steps * direction(out[i], i, k).sign()).clamp(lo[i], hi[i])
-        with torch.no_grad(): ok[i] = net(out[i]).argmax(1) == y[i]
+    "Signed steps along `direction(x, indices, step)`; what is broken leaves the batch."
+    out, k = x.clone(), iter(range(steps))
+    walk = SignedSteps(lambda xt, i: (None, direction(xt, i, next(k))), x, ball(x, eps), steps, 2.5 * eps / steps)
+    for s in walk:
+        out[s.index] = s.new
+        with torch.no_grad():
+            walk.keep(net(s.new).argmax(1) == y[s.index])
     return out
+
 
 def _spsa(net, x, y, eps, seed, steps=20, samples=32, delta=.1):
     @torch.no_grad()
     def direction(xt, i, k):
         total = 0
         for j in range(samples):
-            d = (seeded_uniform(i, x.shape[1:], seed, k * samples + j) - .5).sign().to(x.dtype)
-            rise = margin(net((xt - delta * d).clamp(0, 1)), y[i]) - margin(net((xt + delta * d).clamp(0, 1)), y[i])
+            d = (seeded_uniform(i, x.shape[1:], seed, k * samples + j) - 0.5).sign().to(x.dtype)
+            lead = lambda way, d=d: margin(net((xt + way * delta * d).clamp(0, 1)), y[i])
+            rise = lead(-1) - lead(1)
             total = total + rise.view(-1, *[1] * (x.ndim - 1)) * d
         return total
     return _follow(direction, net, x, y, eps, steps)
@@ -574,21 +560,21 @@ def _eot(net, x, y, eps, seed, steps=40, draws=8, noise=0.1, loss="ce"):
             (xt + noise * (2 * seeded_uniform(i, x.shape[1:], seed, k * draws + j).to(x.dtype) - 1)).clamp(0, 1)
             for j in range(draws)
         ]
-        return sum(_gradient(surrogate(net, "bpda_ste"), xn, y[i], loss)[1] for xn in noisy)
+        return sum(loss_gradient(surrogate(net, "bpda_ste"), xn, y[i], loss)[1] for xn in noisy)
 
     return _follow(direction, net, x, y, eps, steps)
 
 
 def _annealed(net, x, y, eps, seed, steps=40, start=5.0, loss="ce"):
-    if not hasattr(net, "quantize"):
+    F, S = taken_apart(net)
+    if S is None:
         raise ValueError("annealed needs a SoftQuantNet: there is no alpha to anneal")
-    S, end = net.quantize, min(net.quantize.alpha, 1e4)
+    end = min(S.alpha, 1e4)
 
     def direction(xt, i, k):
         alpha = start * (end / start) ** (k / max(steps - 1, 1))
-        at = copy.copy(net)
-        at._modules = {**net._modules, "quantize": SoftQuantize(S.K, alpha, S.vmin, S.vmax, S.shift)}
-        return _gradient(closed_form(at), xt, y[i], loss)[1]
+        flatter = SoftQuantize(S.K, alpha, S.vmin, S.vmax, S.shift)
+        return loss_gradient(lambda x: F(_ClosedForm.apply(x, flatter)), xt, y[i], loss)[1]
 
     return _follow(direction, net, x, y, eps, steps)
 
@@ -610,24 +596,22 @@ STANDARD = {
 
 
 def standard_attack(
-    name: str,  # 'autoattack', one of its parts 'apgd-ce', 'apgd-t', 'fab-t', 'square', or 'hopskipjump', 'spsa', 'eot', 'annealed', 'transfer'
+    name: str,  # 'autoattack', or a name in STANDARD
     model: nn.Module,  # a `SoftQuantNet` or another network, in eval mode
     x: Tensor,  # (N, C, H, W) images in [0, 1]
     y: Tensor,  # (N,) int64 labels
     eps: float,  # l∞ radius in [0, 1]
-    backward: str = "raw",  # gradients through the layer as they are, or 'ste': straight through; eot is always straight through
+    backward: str = "raw",  # gradients through the layer as they are, or 'ste': straight through (eot always is)
     seed: int = 0,  # of whatever is random
-    **options,  # of the attack: steps, n_queries, source, …; for 'autoattack' a dict for each part, for example square={'n_queries': 100}
+    **options,  # of the attack: steps, n_queries, …; for 'autoattack' a dict for each part
 ) -> Outcome:
-    "An attack of the standard suite, judged here. Raises ValueError for a wrong argument, ImportError when its library is missing."
+    "An attack of the standard suite, judged here. Raises ValueError, or ImportError when its library is missing."
     if name != "autoattack" and name not in STANDARD:
         raise ValueError(f"name={name!r} is unknown; choose autoattack, {', '.join(STANDARD)}")
     if backward not in ("raw", "ste"):
         raise ValueError(f"backward={backward!r} is unknown; choose 'raw' or 'ste'")
-    e, net = (
-        _check(x, y, eps, "ce"),
-        StraightThrough(model) if backward == "ste" and name not in ("eot", "annealed") else model,
-    )
+    x, y, e = check_inputs(model, x, y, eps)
+    net = StraightThrough(model) if backward == "ste" and name not in ("eot", "annealed") else model
     found, ok = judged(model, x, x, y, e)[:2]
     parts = {part: options.get(part, {}) for part in AUTOATTACK} if name == "autoattack" else {name: options}
     for part, how in parts.items():
@@ -638,9 +622,8 @@ def standard_attack(
             with torch.random.fork_rng(), frozen(model):
                 adv = full_precision(STANDARD[part])(net, x[i], y[i], float(eps), seed, **how)
         except ImportError as err:
-            raise ImportError(
-                f"standard_attack({part!r}) needs the library {err.name}: pip install 'nsq-repro[dev]'"
-            ) from err
+            how = "pip install 'nsq-repro[dev]'"
+            raise ImportError(f"standard_attack({part!r}) needs the library {err.name}: {how}") from err
         a = judged(model, adv, x[i], y[i], e)
         found[i], ok[i] = a.x, a.correct
     return Outcome(found, ok)
@@ -658,10 +641,12 @@ def sanity_record(
     name: str | None = None,  # what to call the network
 ) -> dict:  # JSON values: model (the name), n, classes, correct by attack, by_eps, risen, nan
     "What the sanity checks compare. Raises ValueError for a wrong argument."
-    e, how = _check(x, y, eps, "ce", tries=(tries, 1)), dict(step_size=2.5 * eps / steps, setting=setting, seed=seed)
+    x, y, e = check_inputs(model, x, y, eps, tries=(tries, 1))
+    how = dict(step_size=2.5 * eps / steps, setting=setting, seed=seed)
     index = torch.arange(len(x), device=x.device)
     base, more, again = (pgd(model, x, y, eps, m * steps, restarts=r, **how) for m, r in ((1, 1), (2, 1), (1, 3)))
-    random = torch.stack([judged(model, _start(x, e, index, seed, r), x, y, e).correct for r in range(tries)]).all(0)
+    point = lambda r: uniform_start(x, e, index, seed, r)
+    random = torch.stack([judged(model, point(r), x, y, e).correct for r in range(tries)]).all(0)
     boxes = {radius: zbox(model, x, y, radius, steps, seed=seed) for radius in sorted({eps / 4, eps / 2, eps, 1.0})}
     at, clean = boxes[eps], judged(model, x, x, y, e).correct
     seen = clean & box_of(model, x, e).free.flatten(1).any(1)

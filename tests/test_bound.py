@@ -24,7 +24,6 @@ from nsq_repro.bound import (
     repaired_bound,
     sharp_areas,
     split_cross_entropy,
-    stability_loss,
     total_variation,
     two_class_limit,
     two_sample_bound,
@@ -33,7 +32,7 @@ from nsq_repro.bound import (
 )
 from nsq_repro.networks import SoftQuantNet
 from nsq_repro.quantization import SoftQuantize, thresholds
-from nsq_repro.training import add_noise
+from nsq_repro.training import add_noise, stability_loss
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 seeds, classes = st.integers(0, 2**31), st.integers(2, 12)

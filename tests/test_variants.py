@@ -247,7 +247,7 @@ def test_page_needs_no_plotting_to_run(tmp_path):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not for training and attacks')")
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run(
-        [sys.executable, "-c", "from nsq_repro import variants; variants.protocol('smoke')"],
+        [sys.executable, "-c", "from nsq_repro import variants; variants.protocol(scale='smoke')"],
         env=env,
         capture_output=True,
         text=True,
