@@ -158,6 +158,9 @@ def run(
         experiment.run(**parameters)
     else:
         target = run_notebook(args.name, parameters, args.keep_outputs)
+        from nsq_repro import claims
+
+        claims.save()
         print(f"executed notebook: {os.path.relpath(target)}")
 
 # %% ../nbs/cli.ipynb #8caede48

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from .statistics import wilson
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import records
 from .attacks import LOSSES, SETTINGS, check_inputs, full_precision, pgd, taken_apart
+from .statistics import wilson
 
 # %% ../nbs/evaluation.ipynb #13edf451
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ def items():
     worst_curves = lambda r: plots.fig3(r, printed(r), accounting="worst")
     return (
         Item("fig1", draw=plots.fig1, cell="mnist.ipynb#fig-mnist-iterates"),
+        Item("fig2", draw=lambda r: plots.fig2(r["spec"]["K"], r["spec"]["alpha"])),
         Item("fig3", draw=curves, cell="mnist.ipynb#fig-mnist-accuracy"),
         Item("fig3-worst", draw=worst_curves, cell="mnist.ipynb#fig-mnist-accuracy-worst"),
         Item("fig8", draw=plots.quantized_images, cell="mnist.ipynb#fig-mnist-quantized"),

@@ -149,7 +149,7 @@ class SoftQuantNet(nn.Module):
         S: nn.Module,  # quantization layer, for example SoftQuantize(K=1, alpha=1000.)
     ):
         super().__init__()
-        if not hasattr(S, "reachable_box") or hasattr(F, "reachable_box"):
+        if hasattr(F, "reachable_box") and not hasattr(S, "reachable_box"):
             kinds = f"F is a {type(F).__name__}, S a {type(S).__name__}"
             raise ValueError(f"{kinds}; the network comes first, then the layer: SoftQuantNet(F, SoftQuantize(K=1))")
         self.features, self.quantize = F, S

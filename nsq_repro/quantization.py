@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['borders', 'thresholds', 'levels', 'cell_index', 'hard_quantize', 'soft_quantize', 'border_jump',
-           'soft_quantize_derivative', 'soft_quantize_inverse', 'reachable_box', 'SoftQuantize', 'items']
+           'soft_quantize_derivative', 'soft_quantize_inverse', 'reachable_box', 'SoftQuantize']
 
 # %% ../nbs/quantization.ipynb #1b7490bd
 import math
@@ -261,11 +261,3 @@ class SoftQuantize(nn.Module):
         return f"K={self.K}, alpha={self.alpha}, vmin={self.vmin}, vmax={self.vmax}" + (
             f", shift={self.shift}" if self.shift else ""
         )
-
-# %% ../nbs/quantization.ipynb #d33b503a
-def items():
-    "Figures of this page, see `results.Item`."
-    from nsq_repro import plots
-    from nsq_repro.results import Item
-
-    return (Item("fig2", draw=lambda r: plots.fig2(r["spec"]["K"], r["spec"]["alpha"]), cell="quantization.ipynb"),)
