@@ -165,9 +165,7 @@ def protocol(
     base = own.protocol(scale=q.scale, **common)
     preset, there = PRESETS[base.scale], base.attacks[0].n_test
     usual = {
-        "models": preset["models"],
-        "n_test": min(preset["n_test"], there),
-        "n_suite": min(preset["n_suite"], there),
+        "models": preset["models"], "n_test": min(preset["n_test"], there), "n_suite": min(preset["n_suite"], there),
         "parts": preset["parts"][q.experiment],
     }
     asked = {k: v if (v := getattr(q, k)) is not None else usual[k] for k in usual}
@@ -180,8 +178,7 @@ def protocol(
     radii = preset["radii"][q.experiment]
     more = {
         "experiment": q.experiment,
-        "variant": experiments.variant_name(f"adaptive-{q.experiment}", changed, usual, q.seed),
-        "radii": radii,
+        "variant": experiments.variant_name(f"adaptive-{q.experiment}", changed, usual, q.seed), "radii": radii,
         "suite_radii": tuple(r for r in SUITE_RADII[q.experiment] if r in radii),
     }
     less = dict(settings="pgd,bpda_ste", losses="ce") if base.scale == "smoke" else {}
@@ -433,8 +430,7 @@ def items():
 
     made = {
         "bracket-values": lambda r: (tables.bracket_table(r), tables.bracket_rows(r)),
-        "free": lambda r: (tables.free_table(r), r["free"]),
-        "suite": lambda r: (tables.suite_table(r), r["attacks"]),
+        "free": lambda r: (tables.free_table(r), r["free"]), "suite": lambda r: (tables.suite_table(r), r["attacks"]),
         "sanity": lambda r: (tables.sanity_table(r), r["checks"]),
         "arithmetic": lambda r: (tables.arithmetic_table(r), tables.arithmetic_rows(r)),
         "hard": lambda r: (tables.hard_table(r), r["hard"]),
@@ -468,10 +464,8 @@ def bracket_record(
             sides = [[v[: c["n"]] for v in (clean, *of.values())] for of in (upper, left_of(c))]
             series += bracket((0.0, *plan.radii), *sides, **labels)[1:]
     return {
-        **record_head(out, plan.n_test),
-        "series": series,
-        "attacks": [{"model": m, **r} for m, b in out["box"].items() for r in b["rows"]],
-        "free": out["free"],
+        **record_head(out, plan.n_test), "series": series,
+        "attacks": [{"model": m, **r} for m, b in out["box"].items() for r in b["rows"]], "free": out["free"],
         "proof": plan.proof,
         "proofs": {m: {"boxes": c["boxes"], **c["cells"]} for m, c in out["certificates"].items()},
         "training": {r["spec"]["model"]: {k: r[k] for k in ("hash", "spec", "seconds")} for r in out["trained"]},

@@ -200,14 +200,15 @@ def _checked_images(x, low, high):
     if not isinstance(x, Tensor):
         raise ValueError(f"x is a {type(x).__name__}; images are a float tensor (N, C, H, W): torch.as_tensor(x)")
     if not torch.is_floating_point(x):
-        raise ValueError(f"x has dtype {x.dtype}; attacks need floats in [{low:g}, {high:g}] (uint8 images divided by 255)")
+        wanted = f"floats in [{low:g}, {high:g}] (uint8 images divided by 255)"
+        raise ValueError(f"x has dtype {x.dtype}; attacks need {wanted}")
     if x.ndim < 2 or not len(x):
         raise ValueError(f"x has shape {tuple(x.shape)}; expected at least one image, (N, C, H, W)")
     least, most = (float(v) for v in torch.aminmax(x.detach()))
     if not (math.isfinite(least) and math.isfinite(most)):
         raise ValueError("x has pixels that are not finite (nan or inf)")
     if least < low or most > high:
-        hint = "divide by 255" if most > 2 * abs(high) + 1 else "put the normalization inside the network, behind the layer"
+        hint = "divide by 255" if most > 2 * abs(high) + 1 else "put the normalization inside F, behind the layer"
         raise ValueError(f"x has pixels from {least:.3g} to {most:.3g}, outside [{low:g}, {high:g}]; {hint}")
     return x.detach()
 
@@ -254,7 +255,8 @@ def loss_gradient(
     y: Tensor,  # (N,) int64 labels
     loss: str = "ce",  # 'ce', 'cw' or 'dlr'
 ) -> tuple[Tensor, Tensor]:  # logits (N, classes), gradient (N, C, H, W)
-    "Logits, and each example's own gradient: examples do not interact. Raises ValueError for logits that are no numbers."
+    """Logits, and each example's own gradient: examples do not interact.
+    Raises ValueError for logits that are no numbers."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         logits = f(x)
@@ -428,7 +430,8 @@ class _Judge(NamedTuple):
 # %% ../nbs/attacks.ipynb #5e23df62
 @torch.no_grad()
 def _still_right(judge, xt, y, going, ok_all):
-    "Forward pass of `judge` over the examples that no iterate has broken yet; the others need none. (On a GPU all: picking some would wait for it.)"
+    """Forward pass of `judge` over the examples that no iterate has broken yet; the others need none.
+    (On a GPU all: picking some would wait for it.)"""
     if xt.is_cuda:
         return judge(xt).argmax(1) == y[going]
     ok = ok_all[going]
@@ -467,7 +470,7 @@ def pgd(
     step_size: float = 0.01,  # length of a step, in the units of x
     loss: str = "ce",  # 'ce', 'cw' or 'dlr'
     setting: str = "pgd",  # 'pgd', 'bpda' or 'bpda_ste'
-    random_start: bool = True,  # start uniformly in the ε-ball; False: start at x, and restarts beyond one change nothing
+    random_start: bool = True,  # start uniformly in the ε-ball; False: start at x, once
     restarts: int = 1,  # number of starts
     seed: int = 0,  # of the random starts
     index: Tensor | None = None,  # (N,) int64 place of each image in its data set, which its start depends on

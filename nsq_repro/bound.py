@@ -24,7 +24,8 @@ from .quantization import borders, thresholds
 def class_losses(
     logits: Tensor,  # (…, C) logits, or log-probabilities; −inf stands for probability 0
 ) -> Tensor:  # (…, C) values −log p_i, at least 0
-    "Loss for each possible label, @eq-cross-entropy, accurate where p_i is close to 1. Raises ValueError for fewer than two classes."
+    """Loss for each possible label, @eq-cross-entropy, accurate where p_i is close to 1.
+    Raises ValueError for fewer than two classes."""
     if logits.shape[-1] < 2:
         raise ValueError(f"logits has shape {tuple(logits.shape)}; the last dimension holds the classes, at least 2")
     itself = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
@@ -142,7 +143,8 @@ def noisy_pair(
     index: Tensor
     | None = None,  # (N,) place of each image in its data set, which its noise depends on; default 0 … N−1
 ) -> tuple[Tensor, Tensor]:  # x', x'': (N, C, H, W) in [0, 1], in the type of x
-    "Two independent noisy samples of each image, clipped to the image range. Raises ValueError for a radius outside [0, 1]."
+    """Two independent noisy samples of each image, clipped to the image range.
+    Raises ValueError for a radius outside [0, 1]."""
     if not 0 <= radius <= 1:
         raise ValueError(f"radius={radius!r} is not possible; it is in [0, 1] pixel units (16/255, not 16)")
     index = torch.arange(len(x), device=x.device) if index is None else index
@@ -268,13 +270,14 @@ def path_integral(
     x_to: Tensor,  # (C, H, W) image x', float64
     order: int = 4,  # Gauss–Legendre nodes in each panel, at least 1
     logits_q: Tensor | None = None,  # (classes,) logits of the target q; default: those at x''
-    cuts: Tensor
-    | None = None,  # (panels+1,) increasing times from 0 to 1; default: `crossing_panels`, without a layer 64 equal panels
+    cuts: Tensor | None = None,  # (panels+1,) increasing, 0 to 1; default: `crossing_panels`, or 64 equal panels
 ) -> PathIntegral:
-    "The integral of @eq-proof-integral by quadrature. Raises ValueError for images that are not float64 and for an order below 1."
+    """The integral of @eq-proof-integral by quadrature.
+    Raises ValueError for images that are not float64 and for an order below 1."""
     if x_from.dtype != torch.float64 or x_to.dtype != torch.float64:
         raise ValueError(
-            f"x_from and x_to are {x_from.dtype} and {x_to.dtype}; the quadrature needs float64: x.double(), model.double()"
+            f"x_from and x_to are {x_from.dtype} and {x_to.dtype}; the quadrature needs float64: x.double(), "
+            "model.double()"
         )
     if order < 1:
         raise ValueError(f"order={order}: a panel needs at least 1 node")

@@ -29,15 +29,8 @@ GREY = 1 / 255  # one grey level
 ALL = ("natural", "pgd", "sq", "nsq", "fgsm_rs")
 LEVELS, ALPHAS = (2, 4, 16), (255.0, 25500.0, 2550000.0)  # of Figures 9 to 11
 COMMON = dict(
-    losses=("ce", "cw"),
-    settings=SETTINGS,
-    models=ALL,
-    K=2,
-    alpha=25500.0,
-    noise=16 / 255,
-    iterations=None,
-    levels=LEVELS,
-    alphas=ALPHAS,
+    losses=("ce", "cw"), settings=SETTINGS, models=ALL, K=2, alpha=25500.0, noise=16 / 255, iterations=None,
+    levels=LEVELS, alphas=ALPHAS,
 )
 RADII = tuple(e / 255 for e in (0, 1, 2, 4, 6, 8))
 SGD = dict(batch_size=128, optimizer="sgd", lr=0.1, weight_decay=2e-4, augment=True)
@@ -46,10 +39,8 @@ SGD = dict(batch_size=128, optimizer="sgd", lr=0.1, weight_decay=2e-4, augment=T
 def _training(plain, pgd, fgsm_rs):
     "Fields of TrainSpec for each model; those without an adversary share one budget, adversaries their radius."
     return {
-        **{m: plain for m in ("natural", "noisy", "sq", "nsq", "stability")},
-        "l1": {**plain, "l1": 2 / 255},
-        "pgd": {**pgd, "eps": 8 / 255},
-        "fgsm_rs": {**fgsm_rs, "eps": 8 / 255},
+        **{m: plain for m in ("natural", "noisy", "sq", "nsq", "stability")}, "l1": {**plain, "l1": 2 / 255},
+        "pgd": {**pgd, "eps": 8 / 255}, "fgsm_rs": {**fgsm_rs, "eps": 8 / 255},
     }
 
 # %% ../nbs/cifar.ipynb #3db2d5bd

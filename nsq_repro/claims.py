@@ -39,17 +39,12 @@ TOLERANCE, NEAR, FACTOR = 0.02, 0.10, 1.5  # of a fraction; of a fraction; of a 
 # %% ../nbs/claims.ipynb #971308f1
 ITEMS = {"mnist": "fig3", "cifar10": "fig4", "imagenet": "table1"}  # where the accuracies of a data set stand
 CELLS = {
-    "fig1": "mnist.ipynb#fig-mnist-iterates",
-    "fig3": "mnist.ipynb#fig-mnist-accuracy",
-    "fig4": "cifar.ipynb#fig-cifar-accuracy",
-    "table1": "imagenet.ipynb#tbl-imagenet",
-    "fig5": "parameter_study.ipynb#fig-levels-soft",
-    "fig6": "parameter_study.ipynb#fig-levels-sharp",
+    "fig1": "mnist.ipynb#fig-mnist-iterates", "fig3": "mnist.ipynb#fig-mnist-accuracy",
+    "fig4": "cifar.ipynb#fig-cifar-accuracy", "table1": "imagenet.ipynb#tbl-imagenet",
+    "fig5": "parameter_study.ipynb#fig-levels-soft", "fig6": "parameter_study.ipynb#fig-levels-sharp",
     "fig7": "parameter_study.ipynb#fig-levels-sharpest",
-    "parameter-study": "parameter_study.ipynb#fig-parameter-effects",
-    "mnist-cost": "mnist.ipynb#what-training-costs",
-    "mnist-pixels": "data.ipynb#eq-data-pixels",
-    "mnist-gradients": "objective.ipynb#eq-chain-rule",
+    "parameter-study": "parameter_study.ipynb#fig-parameter-effects", "mnist-cost": "mnist.ipynb#what-training-costs",
+    "mnist-pixels": "data.ipynb#eq-data-pixels", "mnist-gradients": "objective.ipynb#eq-chain-rule",
 }
 
 
@@ -217,7 +212,10 @@ def weak_baseline(
         points = measured(c, record)
         if points and max(p["value"] for p in points) < c["value"] / 100 - NEAR:
             best = max(p["value"] for p in points)
-            return f"{records.LABELS[model]} has {100 * best:.1f} % here at ε = {c['eps_text']} where the paper cites {c['value']:g} %: it is trained too little at this scale to be compared with"
+            return (
+                f"{records.LABELS[model]} has {100 * best:.1f} % here at ε = {c['eps_text']} where the paper cites "
+                f"{c['value']:g} %: it is trained too little at this scale to be compared with"
+            )
     return ""
 
 # %% ../nbs/claims.ipynb #512bc60e
@@ -267,7 +265,10 @@ def ordering(
     "Rule 2, for 'above' and 'comparable'."
     supports, contradicts = sum(p["low"] > -margin for p in points), sum(p["high"] < -margin for p in points)
     line = f"a line {100 * margin:g} points below" if margin else "the other model"
-    why = f"of {len(points)} measured points {supports} lie above {line}, {contradicts} below, {len(points) - supports - contradicts} are open"
+    why = (
+        f"of {len(points)} measured points {supports} lie above {line}, {contradicts} below, "
+        f"{len(points) - supports - contradicts} are open"
+    )
     if contradicts and contradicts >= supports:
         return NOT_REPRODUCED, why
     return (REPRODUCED if not contradicts and supports >= len(points) / 2 else IN_PART), why
@@ -366,8 +367,7 @@ def rule_pixels(
         return {
             "verdict": REPRODUCED if holds else FALSE,
             "ours": f"{row['most']:.1f} % in one image, {row['share']:.1f} % on average",
-            "why": "one image decides what holds for all",
-            "record": record,
+            "why": "one image decides what holds for all", "record": record,
         }
     point = {"name": "", **{a: row[b] / 100 for a, b in (("value", "share"), ("low", "low"), ("high", "high"))}}
     verdict, why = agreement(printed, [point])
@@ -393,11 +393,13 @@ def rule_fill(
     uniform = 1 - (1 - 1 / bins**2) ** points
     random = {m: s for (m, start), s in share.items() if start == "random"}
     holds = all(s >= uniform / 2 and s > share.get((m, "clean"), 0) for m, s in random.items())
-    ours = f"{100 * min(random.values()):.0f} to {100 * max(random.values()):.0f} % of a plane's cells; {100 * uniform:.0f} % for uniform points"
+    ours = (
+        f"{100 * min(random.values()):.0f} to {100 * max(random.values()):.0f} % of a plane's cells; "
+        f"{100 * uniform:.0f} % for uniform points"
+    )
     record = {**record, "data": {**(record.get("data") or {}), "n": 1}}  # one image
     return {
-        "verdict": IN_PART if holds else NOT_REPRODUCED,
-        "ours": ours,
+        "verdict": IN_PART if holds else NOT_REPRODUCED, "ours": ours,
         "why": "two pixels at a time, within the ball around one image: a plane is not the data space",
         "record": record,
     }
@@ -419,12 +421,13 @@ def rule_smaller_gradients(
     smaller, n = int((ours < other).sum()), len(ours)
     low, high = wilson(smaller, n)
     verdict = REPRODUCED if low > 0.5 else NOT_REPRODUCED if high < 0.5 else IN_PART
-    text = f"median {np.median(ours):.2g} against {np.median(other):.2g}; smaller for {100 * smaller / n:.0f} % of images ({100 * low:.0f} to {100 * high:.0f})"
+    text = (
+        f"median {np.median(ours):.2g} against {np.median(other):.2g}; smaller for {100 * smaller / n:.0f} % of "
+        f"images ({100 * low:.0f} to {100 * high:.0f})"
+    )
     return {
-        "verdict": verdict,
-        "ours": text,
-        "why": "the largest entry of the gradient behind the layer, NSQ against SQ at noisy images",
-        "record": record,
+        "verdict": verdict, "ours": text,
+        "why": "the largest entry of the gradient behind the layer, NSQ against SQ at noisy images", "record": record,
     }
 
 # %% ../nbs/claims.ipynb #b181ed81
@@ -436,11 +439,8 @@ def stated(
 ) -> dict:  # verdict, ours, why, cell
     "Rule 6."
     return {
-        "verdict": REPRODUCED if all(readings) else IN_PART if any(readings) else FALSE,
-        "ours": ours,
-        "why": why,
-        "cell": cell,
-        "record": None,
+        "verdict": REPRODUCED if all(readings) else IN_PART if any(readings) else FALSE, "ours": ours, "why": why,
+        "cell": cell, "record": None,
     }
 
 # %% ../nbs/claims.ipynb #2994a2c0
@@ -453,13 +453,14 @@ def differentiable() -> dict:
     "Eq. 3 at its inner borders."
     trained = max(border_jump(value_of(f"{d}-K"), value_of(f"{d}-alpha")) for d in ("mnist", "cifar", "imagenet"))
     K, alpha = value_of("fig11-K"), value_of("fig5-alpha")
-    ours = f"jump at an inner border: {trained:.0e} at the trained settings, {border_jump(K, alpha):.0e} for K = {K}, α = {alpha} (Figure 11)"
+    ours = (
+        f"jump at an inner border: {trained:.0e} at the trained settings, {border_jump(K, alpha):.0e} for K = {K}, α "
+        f"= {alpha} (Figure 11)"
+    )
     return stated(
-        "quantization.ipynb#eq-border-jump",
-        ours,
+        "quantization.ipynb#eq-border-jump", ours,
         "for K > 1 it is not even continuous; for what is trained the jump is below float32's rounding",
-        trained < torch.finfo(torch.float32).eps,
-        border_jump(K, alpha) == 0,
+        trained < torch.finfo(torch.float32).eps, border_jump(K, alpha) == 0,
     )
 
 # %% ../nbs/claims.ipynb #4d693153
@@ -470,9 +471,7 @@ def hard_limit() -> dict:
     gaps = [(soft_quantize(x, 1, a) - hard_quantize(x, 1)).abs().mean().item() for a in alphas]
     ours = "mean distance over [0, 1]: " + ", ".join(f"{g:.0e} at α = {a}" for g, a in zip(gaps, alphas))
     return stated(
-        "quantization.ipynb#eq-soft-quantization",
-        ours,
-        "the distance falls like 1/α",
+        "quantization.ipynb#eq-soft-quantization", ours, "the distance falls like 1/α",
         gaps == sorted(gaps, reverse=True) and gaps[-1] < 1e-4,
     )
 
@@ -484,9 +483,7 @@ def other_ranges() -> dict:
     as_printed, meant = (2 * soft_quantize(u, 1, alpha) - 1).tolist()
     ours = f"for pixels of [−1, 1], {pixel} becomes {as_printed:.0f}; its place in [0, 1] becomes {meant:.0f}"
     return stated(
-        "quantization.ipynb#eq-soft-quantization-argument",
-        ours,
-        "the argument has to be rescaled too",
+        "quantization.ipynb#eq-soft-quantization-argument", ours, "the argument has to be rescaled too",
         abs(as_printed - meant) < 1e-6,
     )
 
@@ -500,13 +497,14 @@ def increments() -> dict:
         x = x + eps / steps * w.sign()
     gain, norm = (w @ (x - x0)).item(), w.abs().sum().item()
     as_step, as_radius = steps * (eps / steps) * norm, steps * eps * norm
-    ours = f"predicted over true on an affine loss, {steps} steps: {as_step / gain:.3g} with ε a step, {as_radius / gain:.3g} with ε the radius"
+    ours = (
+        f"predicted over true on an affine loss, {steps} steps: {as_step / gain:.3g} with ε a step, "
+        f"{as_radius / gain:.3g} with ε the radius"
+    )
     return stated(
-        "objective.ipynb#eq-pgd-sum",
-        ours,
+        "objective.ipynb#eq-pgd-sum", ours,
         "of first order, and only if ε is the step; clipping and curvature come on top",
-        math.isclose(as_step, gain, rel_tol=1e-9),
-        math.isclose(as_radius, gain, rel_tol=1e-9),
+        math.isclose(as_step, gain, rel_tol=1e-9), math.isclose(as_radius, gain, rel_tol=1e-9),
     )
 
 # %% ../nbs/claims.ipynb #68dd0fad
@@ -514,13 +512,16 @@ def hoelder() -> dict:
     "The bound below Eq. 7, for g = (1, 1) and the identity."
     g, J = torch.ones(2), torch.eye(2)
     left, entries, induced = (
-        (J @ g).abs().sum().item(),
-        (g.abs().max() * J.abs().sum()).item(),
+        (J @ g).abs().sum().item(), (g.abs().max() * J.abs().sum()).item(),
         (g.abs().max() * torch.linalg.matrix_norm(J, 1)).item(),
     )
     return stated(
         "objective.ipynb#eq-hoelder",
-        f"g = (1, 1), J = I: {left:g} ≤ {entries:g} with the sum of entries, {left:g} ≤ {induced:g} with the induced norm",
+        (
+            f"g = (1, 1), J = I: {left:g} ≤ {entries:g} with the sum of entries, {left:g} ≤ {induced:g} with the "
+            "induced "
+            "norm"
+        ),
         "true for the sum of the diagonal, false for the matrix norm of that name",
         left <= entries,
         left <= induced,
@@ -537,8 +538,7 @@ def derivative() -> dict:
         factors.append((alpha / 4 / true).item())
     ours = "printed over true slope: " + ", ".join(f"{f:g} for K = {K}" for f, K in zip(factors, Ks))
     return stated(
-        "quantization.ipynb#eq-soft-quantization-derivative",
-        ours,
+        "quantization.ipynb#eq-soft-quantization-derivative", ours,
         "the factor 1/K is missing, so it holds for K = 1 alone",
         all(math.isclose(f, 1, rel_tol=1e-9) for f in factors),
     )
@@ -555,13 +555,13 @@ def nearly_zero(pixels: int = 784) -> dict:
         flat(value_of("fig2-K"), value_of("fig2-alpha")),
         flat(value_of("mnist-K"), value_of("mnist-alpha")) ** pixels,
     )
-    ours = f"below 1 % of its peak on {100 * one:.0f} % of a pixel's range (Figure 2); in all {pixels} pixels of an image at once, MNIST's layer: {100 * every:.1g} % of the space"
+    ours = (
+        f"below 1 % of its peak on {100 * one:.0f} % of a pixel's range (Figure 2); in all {pixels} pixels of an "
+        f"image at once, MNIST's layer: {100 * every:.1g} % of the space"
+    )
     return stated(
-        "quantization.ipynb#eq-gradient-integral",
-        ours,
-        "true of a pixel's range, not of the space of images",
-        one > 0.5,
-        every > 0.5,
+        "quantization.ipynb#eq-gradient-integral", ours, "true of a pixel's range, not of the space of images",
+        one > 0.5, every > 0.5,
     )
 
 # %% ../nbs/claims.ipynb #497dac55
@@ -570,10 +570,8 @@ def l1_norm(pixels: int = 784, images: int = 200) -> dict:
     x = torch.rand(images, pixels, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     norm = soft_quantize_derivative(x, value_of("mnist-K"), value_of("mnist-alpha")).sum(1).median().item()
     return stated(
-        "quantization.ipynb#eq-gradient-integral",
-        f"median {norm:.0f} over random images of {pixels} pixels",
-        "the slope is concentrated, not removed: its integral over a pixel's range is 1 for every α",
-        norm < 1,
+        "quantization.ipynb#eq-gradient-integral", f"median {norm:.0f} over random images of {pixels} pixels",
+        "the slope is concentrated, not removed: its integral over a pixel's range is 1 for every α", norm < 1,
     )
 
 # %% ../nbs/claims.ipynb #87b9e6ac
@@ -584,8 +582,7 @@ def two_samples() -> dict:
     return stated(
         "bound.ipynb#eq-two-samples",
         f"p = q = ({p[0]:g}, {p[1]:g}), y the first class: {left:.4f} against {right:.4f}",
-        "the entropy of the second output is on the left as well",
-        left <= right,
+        "the entropy of the second output is on the left as well", left <= right,
     )
 
 # %% ../nbs/claims.ipynb #9fa27f1a
@@ -606,10 +603,8 @@ def path_integral(points: int = 4001) -> dict:
         loss = loss.detach()
         off, holds = max(off, abs((loss[-1] - loss[0]).item() - integral)), holds and loss[-1].item() >= integral
     return stated(
-        "bound.ipynb#eq-path-integral",
-        f"{len(ends)} random pairs: the integral is met to {off:.0e}, the bound held",
-        "true, and of one signed integral, which bounds no gradient",
-        off < 1e-4 and holds,
+        "bound.ipynb#eq-path-integral", f"{len(ends)} random pairs: the integral is met to {off:.0e}, the bound held",
+        "true, and of one signed integral, which bounds no gradient", off < 1e-4 and holds,
     )
 
 # %% ../nbs/claims.ipynb #abebdfbd
@@ -624,8 +619,7 @@ def small_gradient(margin: float = 10.0, omega: float = 1e7) -> dict:
     return stated(
         "bound.ipynb#eq-zero-gradient",
         f"logit {margin:g} + sin({omega:.0e} x): all pairs within {left:.0e}, gradient up to {slope:.0f}",
-        "a small value at all points bounds no slope between them",
-        slope < 1,
+        "a small value at all points bounds no slope between them", slope < 1,
     )
 
 # %% ../nbs/claims.ipynb #6b33f8f1
@@ -639,9 +633,7 @@ def infinite_sharpness() -> dict:
         for a, p, w in zip(alphas, peaks, widths)
     )
     return stated(
-        "quantization.ipynb#eq-gradient-integral",
-        ours,
-        "higher and narrower; the area under it stays 1",
+        "quantization.ipynb#eq-gradient-integral", ours, "higher and narrower; the area under it stays 1",
         peaks == sorted(peaks) and widths == sorted(widths, reverse=True),
     )
 
@@ -651,10 +643,8 @@ def binarization() -> dict:
     x = torch.linspace(0, 1, 100_001, dtype=torch.float64)
     same = (soft_quantize(x, 1, math.inf) == (x > 0.5)).double().mean().item()
     return stated(
-        "quantization.ipynb#eq-hard-quantization",
-        f"the same for {100 * same:g} % of {len(x):,} grey values",
-        "the limit is a comparison with ½",
-        same == 1,
+        "quantization.ipynb#eq-hard-quantization", f"the same for {100 * same:g} % of {len(x):,} grey values",
+        "the limit is a comparison with ½", same == 1,
     )
 
 # %% ../nbs/claims.ipynb #c9562f60
@@ -665,10 +655,12 @@ def sharp_areas(n: int = 3, K: int = 2, cells: int = 61) -> dict:
     sharp = np.stack(np.meshgrid(*[near] * n, indexing="ij"))
     count = lambda where: ndimage.label(where)[1]
     areas, points, plateaus = count(sharp.any(0)), count(sharp.all(0)), count(~sharp.any(0))
-    ours = f"n = {n}, K = {K}: {points} places where all pixels are sharp at once, but {n * K} slabs where one is, all connected, around {plateaus} plateaus"
+    ours = (
+        f"n = {n}, K = {K}: {points} places where all pixels are sharp at once, but {n * K} slabs where one is, all "
+        f"connected, around {plateaus} plateaus"
+    )
     return stated(
-        "bound.ipynb#eq-sharp-areas",
-        ours,
+        "bound.ipynb#eq-sharp-areas", ours,
         "Kⁿ counts the crossings of the slabs; the slope is large along all of nK slabs",
         areas == K**n and points == K**n,
     )
@@ -682,10 +674,8 @@ def plain_bpda() -> dict:
         model[1].weight.copy_(torch.randn(3, 16, generator=g))
     ends = [pgd(model, x, torch.arange(20) % 3, 0.1, 10, 0.02, setting=s).x_last for s in ("pgd", "bpda")]
     return stated(
-        "attacks.ipynb#eq-pgd",
-        f"iterates differ by {(ends[0] - ends[1]).abs().max().item():g}",
-        "with nothing to replace, the two attacks are one",
-        torch.equal(*ends),
+        "attacks.ipynb#eq-pgd", f"iterates differ by {(ends[0] - ends[1]).abs().max().item():g}",
+        "with nothing to replace, the two attacks are one", torch.equal(*ends),
     )
 
 # %% ../nbs/claims.ipynb #4dde8b90
@@ -703,9 +693,7 @@ def clarity() -> dict:
         + "; ".join(", ".join(f"{g:.3f}" for g in some) + f" (α = {a:,})" for a, some in gaps.items())
     )
     return stated(
-        "quantization.ipynb#eq-soft-quantization",
-        ours,
-        "the distance falls like 1/K",
+        "quantization.ipynb#eq-soft-quantization", ours, "the distance falls like 1/K",
         all(some == sorted(some, reverse=True) for some in gaps.values()),
     )
 
@@ -716,8 +704,7 @@ def estimate() -> dict:
     samples = batch * iterations * value_of("imagenet-pgd-defense-factor")
     days = samples / value_of("imagenet-n") * value_of("imagenet-time-pgd10") / 24
     return stated(
-        "",
-        f"{samples:,} samples at the printed time for {value_of('imagenet-n'):,}: {days:,.0f} days",
+        "", f"{samples:,} samples at the printed time for {value_of('imagenet-n'):,}: {days:,.0f} days",
         "arithmetic on the paper's own numbers, met to rounding; nothing was run",
         abs(days / value_of("imagenet-time-pgd-defense") - 1) <= TOLERANCE,
     )
@@ -759,12 +746,15 @@ def rule_levels(
     clean, robust = row["clean", "ce", "K"], [row["largest", loss, "K"] for loss in ("ce", "cw")]
     verdict, why = two_sided(
         [
-            (winner == "K", winner == "alpha"),
-            (clean["change_low"] > 0, clean["change_high"] < 0),
+            (winner == "K", winner == "alpha"), (clean["change_low"] > 0, clean["change_high"] < 0),
             (all(r["change_high"] < 0 for r in robust), all(r["change_low"] > 0 for r in robust)),
         ]
     )
-    ours = f"at the largest ε, {records.LOSS_LABELS['ce']}: size of K {robust[0]['size']:.1f} points, of α {row['largest', 'ce', 'alpha']['size']:.1f}; least to most K: {robust[0]['change']:+.1f}, clean {clean['change']:+.1f}"
+    ours = (
+        f"at the largest ε, {records.LOSS_LABELS['ce']}: size of K {robust[0]['size']:.1f} points, of α "
+        f"{row['largest', 'ce', 'alpha']['size']:.1f}; least to most K: {robust[0]['change']:+.1f}, clean "
+        f"{clean['change']:+.1f}"
+    )
     return {"verdict": verdict, "ours": ours, "why": why, "record": record}
 
 # %% ../nbs/claims.ipynb #23c7adc7
@@ -809,44 +799,24 @@ def rule_good_layer(
     mean = (clean + attacked)[0] / 2
     rank, close = 1 + int((mean > mean[i, j]).sum()), mean.max() - mean[i, j] <= TOLERANCE
     verdict, why = two_sided([(not dominated.any(), dominated.any()), (close, behind.any() and not close)])
-    ours = f"clean {100 * clean[0, i, j]:.1f} %, attacked {100 * attacked[0, i, j]:.1f} %; by their mean number {rank} of {mean.size} cells, {behind.sum()} of them ahead beyond chance"
+    ours = (
+        f"clean {100 * clean[0, i, j]:.1f} %, attacked {100 * attacked[0, i, j]:.1f} %; by their mean number {rank} "
+        f"of {mean.size} cells, {behind.sum()} of them ahead beyond chance"
+    )
     return {"verdict": verdict, "ours": ours, "why": why, "record": record}
 
 # %% ../nbs/claims.ipynb #14cd60ef
 MATHEMATICS = {
     f.__name__: f
     for f in (
-        differentiable,
-        hard_limit,
-        other_ranges,
-        increments,
-        hoelder,
-        derivative,
-        nearly_zero,
-        l1_norm,
-        two_samples,
-        path_integral,
-        small_gradient,
-        infinite_sharpness,
-        binarization,
-        sharp_areas,
-        plain_bpda,
-        clarity,
-        estimate,
+        differentiable, hard_limit, other_ranges, increments, hoelder, derivative, nearly_zero, l1_norm, two_samples,
+        path_integral, small_gradient, infinite_sharpness, binarization, sharp_areas, plain_bpda, clarity, estimate,
     )
 }
 RULES = {
-    "accuracy": rule_accuracy,
-    "difference": rule_difference,
-    "order": rule_order,
-    "time": rule_time,
-    "ratio": rule_ratio,
-    "pixels": rule_pixels,
-    "fill": rule_fill,
-    "smaller_gradients": rule_smaller_gradients,
-    "levels": rule_levels,
-    "sharpness": rule_sharpness,
-    "good_layer": rule_good_layer,
+    "accuracy": rule_accuracy, "difference": rule_difference, "order": rule_order, "time": rule_time,
+    "ratio": rule_ratio, "pixels": rule_pixels, "fill": rule_fill, "smaller_gradients": rule_smaller_gradients,
+    "levels": rule_levels, "sharpness": rule_sharpness, "good_layer": rule_good_layer,
 }
 
 
@@ -906,8 +876,7 @@ def printed_text(
     )
     return " ".join(
         [
-            *words,
-            as_text(claim["value"], " × " if "×" in unit else ", "),
+            *words, as_text(claim["value"], " × " if "×" in unit else ", "),
             {"percentage points": "points"}.get(unit, unit),
         ]
     )
@@ -938,18 +907,10 @@ def claims_rows(
         data = record.get("data") or {}
         rows.append(
             {
-                "id": claim["id"],
-                "page": claim["page"],
-                "place": claim["place"].split(" (also")[0],
-                "says": subject(claim),
-                "printed": printed_text(claim),
-                "ours": r["ours"],
-                "verdict": r["verdict"],
-                "scale": record.get("scale", ""),
-                "n": data.get("n", ""),
-                "data": data.get("title", ""),
-                "why": r["why"],
-                "cell": r.get("cell", CELLS.get(record.get("item"), "")),
+                "id": claim["id"], "page": claim["page"], "place": claim["place"].split(" (also")[0],
+                "says": subject(claim), "printed": printed_text(claim), "ours": r["ours"], "verdict": r["verdict"],
+                "scale": record.get("scale", ""), "n": data.get("n", ""), "data": data.get("title", ""),
+                "why": r["why"], "cell": r.get("cell", CELLS.get(record.get("item"), "")),
             }
         )
     return rows
@@ -967,19 +928,12 @@ def claims_table(
         verdict = f"{r['verdict']}" if r["verdict"] == UNTESTED else f"**{r['verdict']}**"
         cells.append(
             {
-                **r,
-                "place": f"p. {r['page']}, {r['place']}",
-                "ours": ours,
-                "verdict": verdict + (f" ({where})" if where else ""),
-                "printed": r["printed"] or None,
+                **r, "place": f"p. {r['page']}, {r['place']}", "ours": ours,
+                "verdict": verdict + (f" ({where})" if where else ""), "printed": r["printed"] or None,
             }
         )
     columns = {
-        "place": "where",
-        "says": "what the paper says",
-        "printed": "printed",
-        "ours": "here",
-        "verdict": "verdict",
+        "place": "where", "says": "what the paper says", "printed": "printed", "ours": "here", "verdict": "verdict",
         "why": "why",
     }
     counts = ", ".join(f"{sum(r['verdict'] == v for r in rows)} {v}" for v in VERDICTS)
@@ -1001,10 +955,8 @@ def used_value(
         return None, record
     spec = record["training"].get("nsq", {}).get("spec", {})
     known = {
-        **{k: spec.get(k) for k in ("K", "alpha", "noise", "iterations")},
-        "batch": spec.get("batch_size"),
-        "steps": record["attack"]["steps"],
-        "n": record["data"]["n"],
+        **{k: spec.get(k) for k in ("K", "alpha", "noise", "iterations")}, "batch": spec.get("batch_size"),
+        "steps": record["attack"]["steps"], "n": record["data"]["n"],
     }
     return known.get(metric), record
 
@@ -1036,13 +988,10 @@ def settings_rows(
         )
         rows.append(
             {
-                "id": claim["id"],
-                "place": f"p. {claim['page']}, {claim['place']}",
-                "setting": f"{subject(claim)} ({claim['metric']})",
-                "printed": as_text(claim["value"]),
+                "id": claim["id"], "place": f"p. {claim['page']}, {claim['place']}",
+                "setting": f"{subject(claim)} ({claim['metric']})", "printed": as_text(claim["value"]),
                 "used": "" if used is None else as_text(used),
-                "same": {None: "", True: "same", False: "different"}[same],
-                "why": why,
+                "same": {None: "", True: "same", False: "different"}[same], "why": why,
             }
         )
     return rows

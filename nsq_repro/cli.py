@@ -68,8 +68,7 @@ def add_run(sub) -> None:
 def parser() -> argparse.ArgumentParser:
     "The command's arguments and help."
     p = argparse.ArgumentParser(
-        prog="nsq-repro",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="nsq-repro", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Reproduce 'Is PGD-Adversarial Training Necessary?' (soft-quantization networks).",
         epilog=EXAMPLES,
     )
@@ -207,9 +206,7 @@ def runs() -> list[dict]:
         spec = record.get("spec") or record.get("attack") or {}
         found.append(
             {
-                "kind": kind,
-                "run": folder.name,
-                "model": record.get("model") or spec.get("model", "–"),
+                "kind": kind, "run": folder.name, "model": record.get("model") or spec.get("model", "–"),
                 "data": (record.get("data") or {}).get("title", "–"),
                 "state": f"done, {record['seconds']:.0f} s" if "seconds" in record else "unfinished",
             }

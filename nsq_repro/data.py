@@ -64,16 +64,16 @@ class Dataset:
     def describe(self) -> dict:
         "What records say of the data."
         return {
-            "name": self.name,
-            "title": self.title,
-            "split": self.split,
-            "fingerprint": self.fingerprint,
+            "name": self.name, "title": self.title, "split": self.split, "fingerprint": self.fingerprint,
             "n": len(self),
         }
 
     def __repr__(self):
         n, *shape = self.x.shape
-        return f"Dataset({self.title}, {self.split}: {n:,} images {'×'.join(map(str, shape))}, fingerprint {self.fingerprint})"
+        return (
+            f"Dataset({self.title}, {self.split}: {n:,} images {'×'.join(map(str, shape))}, fingerprint "
+            f"{self.fingerprint})"
+        )
 
 # %% ../nbs/data.ipynb #812f3455
 def _floats(
@@ -144,11 +144,7 @@ def _load_photos(split, root, download):
     order = np.random.RandomState(0).permutation(len(x))
     y = torch.arange(4).repeat_interleave(n)[order]
     return Dataset(
-        torch.from_numpy(x[order]),
-        y,
-        "photos",
-        "32×32 patches of scikit-learn's two photographs",
-        split,
+        torch.from_numpy(x[order]), y, "photos", "32×32 patches of scikit-learn's two photographs", split,
         tuple(PHOTO_AREAS),
     )
 
@@ -172,8 +168,10 @@ def _missing_mnist(root):
     files = [f for pair in MNIST_FILES.values() for f in pair]
     missing = [f for f in files if not (folder / f).is_file()]
     return missing and (
-        f"MNIST was not found. Looked in {folder} for {', '.join(files)}; missing: {'all four' if len(missing) == 4 else ', '.join(missing)}. "
-        "Two ways to get it: (1) put the four files there, unpacked, or set NSQ_DATA (or root) to a folder that holds MNIST/raw; "
+        f"MNIST was not found. Looked in {folder} for {', '.join(files)}; missing: "
+        f"{'all four' if len(missing) == 4 else ', '.join(missing)}. "
+        "Two ways to get it: (1) put the four files there, unpacked, or set NSQ_DATA (or root) to a folder that "
+        "holds MNIST/raw; "
         f"(2) load('mnist', download=True) fetches 11 MB into {root}. The set 'digits' needs neither."
     )
 
@@ -205,7 +203,8 @@ def _download_mnist(root):
     except (OSError, RuntimeError) as e:
         reason = " ".join(str(e).split()) or type(e).__name__
         raise FileNotFoundError(
-            f"MNIST could not be downloaded to {root} ({reason}). Check the network and that the folder can be written, and try again; "
+            f"MNIST could not be downloaded to {root} ({reason}). Check the network and that the folder can be "
+            "written, and try again; "
             f"or put the four unpacked files into {root / 'MNIST' / 'raw'}. The set 'digits' needs neither."
         ) from None
 
@@ -219,7 +218,8 @@ def _load_mnist(split, root, download):
     shape, count = _check_idx(images, 3), _check_idx(labels, 1)
     if shape[1:] != (28, 28) or count != shape[:1]:
         raise ValueError(
-            f"{images} holds images {shape} and {labels} holds labels {count}: MNIST has 28×28 images and a label for each"
+            f"{images} holds images {shape} and {labels} holds labels {count}: MNIST has 28×28 images and a label "
+            "for each"
         )
     from torchvision.datasets import MNIST
 
@@ -248,10 +248,14 @@ def _missing_cifar10(root):
     batches = root / "cifar-10-batches-py"
     missing = [f for f in CIFAR_FILES if not (batches / f).is_file()]
     return (
-        f"CIFAR-10 was not found. Looked in {batches} for {', '.join(CIFAR_FILES)}; missing: {'all seven' if len(missing) == 7 else ', '.join(missing)}. "
-        f"Looked in {root / 'cifar10' / 'train'} and {root / 'cifar10' / 'test'} for folders of images: {', '.join(CIFAR_CLASSES)}. "
-        "Three ways to get it: (1) put the seven files there, unpacked, or set NSQ_DATA (or root) to a folder that holds cifar-10-batches-py; "
-        f"(2) load('cifar10', download=True) fetches 170 MB into {root}; (3) put a copy as image files into the other two folders. "
+        f"CIFAR-10 was not found. Looked in {batches} for {', '.join(CIFAR_FILES)}; missing: "
+        f"{'all seven' if len(missing) == 7 else ', '.join(missing)}. "
+        f"Looked in {root / 'cifar10' / 'train'} and {root / 'cifar10' / 'test'} for folders of images: "
+        f"{', '.join(CIFAR_CLASSES)}. "
+        "Three ways to get it: (1) put the seven files there, unpacked, or set NSQ_DATA (or root) to a folder that "
+        "holds cifar-10-batches-py; "
+        f"(2) load('cifar10', download=True) fetches 170 MB into {root}; (3) put a copy as image files into the "
+        "other two folders. "
         "The set 'photos' has images of the same format and needs none of this."
     )
 
@@ -264,7 +268,8 @@ def _load_batches(split, folder):
     damaged = [str(folder / f) for f, md5 in sums.items() if not check_integrity(folder / f, md5)]
     if damaged:
         raise ValueError(
-            f"{', '.join(damaged)}: damaged, or not CIFAR-10's (wrong checksum). Delete {folder}, then get it again: load('cifar10', download=True)"
+            f"{', '.join(damaged)}: damaged, or not CIFAR-10's (wrong checksum). Delete {folder}, then get it again: "
+            "load('cifar10', download=True)"
         )
     raw = CIFAR10(folder.parent, train=split == "train")
     x = torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous()
@@ -279,7 +284,8 @@ def _download_cifar10(root):
     except (OSError, RuntimeError) as e:
         reason = " ".join(str(e).split()) or type(e).__name__
         raise FileNotFoundError(
-            f"CIFAR-10 could not be downloaded to {root} ({reason}). Check the network and that the folder can be written. {_missing_cifar10(root)}"
+            f"CIFAR-10 could not be downloaded to {root} ({reason}). Check the network and that the folder can be "
+            f"written. {_missing_cifar10(root)}"
         ) from None
 
 # %% ../nbs/data.ipynb #a1982156
@@ -314,7 +320,10 @@ def _decode_folder(folder):
 def _folder_state(folder):
     "What changes when a file of the folder changes, without opening any."
     stats = [f.stat() for c in CIFAR_CLASSES for f in os.scandir(folder / c)]
-    return f"{len(stats)} files, {sum(s.st_size for s in stats)} bytes, changed {max((s.st_mtime_ns for s in stats), default=0)}"
+    return (
+        f"{len(stats)} files, {sum(s.st_size for s in stats)} bytes, changed "
+        f"{max((s.st_mtime_ns for s in stats), default=0)}"
+    )
 
 
 def _copy_of_cifar10(x, y, split):
@@ -384,7 +393,8 @@ def load(
     root=None,  # folder with the files; None: $NSQ_DATA, else ~/.cache/nsq-repro
     download: bool = False,  # fetch the files when they are missing; nothing is ever fetched unasked
 ) -> Dataset:  # uint8 images, int64 labels, title, classes, fingerprint
-    "Load an image set (§5). Raises ValueError for unknown names and damaged files, FileNotFoundError, saying what to do, for missing ones."
+    """Load an image set (§5).
+    Raises ValueError for unknown names and damaged files, FileNotFoundError, saying what to do, for missing ones."""
     if name not in DATASETS:
         raise ValueError(f"name is {name!r}; there is {', '.join(map(repr, DATASETS))}")
     if split not in ("train", "test"):
@@ -407,7 +417,8 @@ def crop_flip(
     generator: torch.Generator,  # of the random numbers; best on the device of x
     pad: int = 2,  # pixels of zeros on each side, at least 0
 ) -> Tensor:  # (N, C, H, W), of the type of x
-    "Shift each image by up to `pad` pixels in either direction and flip it with probability ½ (MadryLab, §5). Raises ValueError for wrong arguments."
+    """Shift each image by up to `pad` pixels in either direction and flip it with probability ½ (MadryLab, §5).
+    Raises ValueError for wrong arguments."""
     if x.ndim != 4 or pad < 0:
         raise ValueError(f"x is {tuple(x.shape)} and pad is {pad}; images must be (N, C, H, W) and pad at least 0")
     n, (h, w) = len(x), x.shape[2:]
@@ -437,7 +448,7 @@ def pixel_record(
     data,  # `Dataset`, for example the MNIST test split
     radii: tuple = (0.05, 0.1, 0.2, 0.3),  # perturbations in [0, 1]
     few: int = 20,  # up to so many pixels all patterns can be tried
-) -> dict:  # data, pixels, few, counts: for each count its sum and sum of squares over images, the most, and the number of images with few
+) -> dict:  # data, pixels, few, counts: for each its sum, squares, most, and how many images have few
     "Counts of pixels: those that are 0 or 1, and those that a perturbation can carry over the threshold."
     x = data.floats()
     found = {
@@ -446,11 +457,7 @@ def pixel_record(
     }
     counts = [
         {
-            "count": kind,
-            "eps": e,
-            "sum": int(k.sum()),
-            "squares": int((k**2).sum()),
-            "most": int(k.max()),
+            "count": kind, "eps": e, "sum": int(k.sum()), "squares": int((k**2).sum()), "most": int(k.max()),
             "images_with_few": int((k <= few).sum()),
         }
         for (kind, e), k in found.items()

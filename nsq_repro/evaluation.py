@@ -72,18 +72,8 @@ def outcomes_at(
                 ok = (model(xb).argmax(1) == yb,) * 2
         else:
             ok = pgd(
-                model,
-                xb,
-                yb,
-                eps,
-                spec.steps,
-                spec.step_size,
-                spec.loss,
-                spec.setting,
-                spec.random_start,
-                spec.restarts,
-                spec.seed,
-                index,
+                model, xb, yb, eps, spec.steps, spec.step_size, spec.loss, spec.setting, spec.random_start,
+                spec.restarts, spec.seed, index,
             )[2:]
         last.append(ok[0].cpu())
         worst.append(ok[1].cpu())
@@ -106,14 +96,8 @@ def series(
         low, high = zip(*(wilson(k, n) for k in correct))
         result.append(
             {
-                **labels,
-                "accounting": accounting,
-                "eps": list(eps),
-                "n": n,
-                "correct": correct,
-                "accuracy": [k / n for k in correct],
-                "low": list(low),
-                "high": list(high),
+                **labels, "accounting": accounting, "eps": list(eps), "n": n, "correct": correct,
+                "accuracy": [k / n for k in correct], "low": list(low), "high": list(high),
                 "outcomes": [records.pack(o) for o in ok],
             }
         )
@@ -151,7 +135,8 @@ def settings_of(
     model,  # a network, or a TrainSpec
     settings: tuple = SETTINGS,  # the settings asked for
 ) -> tuple:  # those that differ from each other for this model
-    "Without a layer, BPDA is PGD (§5 of the paper). Raises ValueError where there may be a layer that cannot be reached."
+    """Without a layer, BPDA is PGD (§5 of the paper).
+    Raises ValueError where there may be a layer that cannot be reached."""
     if tuple(settings) == ("pgd",):
         return ("pgd",)
     layered = model.K is not None if hasattr(model, "K") else taken_apart(model)[1] is not None
@@ -212,13 +197,8 @@ def _curve(spec, key, used, batch_size, device, cells):
     "What the record of a curve says."
     seconds, cpu_seconds = (round(sum(c[k] for c in cells), 2) for k in ("seconds", "cpu_seconds"))
     return {
-        "attack": records.spec_dict(spec, defaults=True),
-        "model": key["model"],
-        "train_hash": records.spec_hash(key),
-        "seed": spec.seed,
-        "seconds": seconds,
-        "cpu_seconds": cpu_seconds,
-        "batch_size": batch_size,
+        "attack": records.spec_dict(spec, defaults=True), "model": key["model"], "train_hash": records.spec_hash(key),
+        "seed": spec.seed, "seconds": seconds, "cpu_seconds": cpu_seconds, "batch_size": batch_size,
         "data": used.describe(),
         "series": series(spec.eps, cells, model=key["model"], setting=spec.setting, loss=spec.loss),
         "provenance": records.provenance(device, seconds, cpu_seconds),

@@ -125,9 +125,7 @@ def gradient_table(
     "PGD through the whole network with its gradient computed in four ways. Raises ValueError for a wrong argument."
     double = copy.deepcopy(model).double()
     ways = {
-        "float32": model,
-        "float64": double,
-        "closed form": closed_form(model),
+        "float32": model, "float64": double, "closed form": closed_form(model),
         "straight through": surrogate(model, "bpda_ste"),
     }
     loss, rows = attack.get("loss", "ce"), []
@@ -165,8 +163,7 @@ def judged(
     if bad.any():
         warnings.warn(
             f"the attack returned NaN for {int(bad.sum())} of {len(x)} images; it counts as failed on them",
-            RuntimeWarning,
-            stacklevel=2,
+            RuntimeWarning, stacklevel=2,
         )
         found = torch.where(bad.view(-1, *[1] * (x.ndim - 1)), x, found)
     found = found.detach().to(x.dtype).clamp(*ball(x, e, *image_range(model)))
@@ -243,8 +240,7 @@ def _apgd_step(s, k, marks):
         halve = (s["rises"] <= 0.75 * marks[k]) | (~s["halved"] & (s["top"] <= s["mark"]))
         back = halve.view(-1, *[1] * (u.ndim - 1))
         u, g, s["eta"] = (
-            torch.where(back, s["u_top"], u),
-            torch.where(back, s["g_top"], g),
+            torch.where(back, s["u_top"], u), torch.where(back, s["g_top"], g),
             torch.where(back, s["eta"] / 2, s["eta"]),
         )
         s["halved"], s["mark"], s["rises"] = halve, s["top"], torch.zeros_like(s["rises"])
@@ -266,7 +262,8 @@ def _look(box, u, y, loss, target):
         (g,) = torch.autograd.grad(f.sum(), z)
     if not bool(f.isfinite().all() & g.isfinite().all()):
         raise ValueError(
-            f"the loss {loss!r} or its gradient is not finite for {int((~f.isfinite()).sum())} of {len(y)} images; check the network's weights"
+            f"the loss {loss!r} or its gradient is not finite for {int((~f.isfinite()).sum())} of {len(y)} images; "
+            "check the network's weights"
         )
     return x, logits.detach(), f.detach(), g * box.free
 
@@ -283,10 +280,8 @@ def climb(
 ) -> Outcome:  # images that broke an example, or else its best iterate
     "One search over the box, @eq-exact-step."
     out, ok, best, first = (
-        torch.empty_like(box.x),
-        torch.ones_like(y, dtype=torch.bool),
-        torch.full_like(box.x.flatten(1)[:, 0], -math.inf),
-        None,
+        torch.empty_like(box.x), torch.ones_like(y, dtype=torch.bool),
+        torch.full_like(box.x.flatten(1)[:, 0], -math.inf), None,
     )
     s, marks = {"i": torch.arange(len(y), device=y.device), "u": u, "old": u}, _checkpoints(steps)
     for k in range(steps + 3):
@@ -299,13 +294,8 @@ def climb(
         if k == 0:
             first, s["eta"] = f, torch.ones_like(f).view(-1, *[1] * (u.ndim - 1))
             s.update(
-                f=f,
-                top=torch.full_like(f, -math.inf),
-                mark=f,
-                rises=torch.zeros_like(f),
-                halved=torch.ones_like(f, dtype=torch.bool),
-                u_top=u,
-                g_top=s["g"],
+                f=f, top=torch.full_like(f, -math.inf), mark=f, rises=torch.zeros_like(f),
+                halved=torch.ones_like(f, dtype=torch.bool), u_top=u, g_top=s["g"],
             )
         s["rises"], s["f"], up = s["rises"] + (f > s["f"]), f, (f > s["top"])
         wide, wrong = up.view(-1, *[1] * (u.ndim - 1)), logits.argmax(1) != y[i]
@@ -414,7 +404,8 @@ def union(
     ok = {name: np.asarray(v.cpu() if isinstance(v, Tensor) else v, bool) for name, v in outcomes.items()}
     if len(ok) == 0 or len({v.shape for v in ok.values()}) > 1:
         raise ValueError(
-            f"outcomes must hold one boolean per image for each attack, all of one length; got { ({k: v.shape for k, v in ok.items()}) }"
+            "outcomes must hold one boolean per image for each attack, all of one length; got "
+            f"{ ({k: v.shape for k, v in ok.items()}) }"
         )
     rows, left = [], np.ones_like(next(iter(ok.values())))
 
@@ -422,22 +413,14 @@ def union(
         low, high = wilson(k := int(v.sum()), len(v))
         rows.append(
             {
-                "attack": name,
-                "correct": k,
-                "n": len(v),
-                "accuracy": k / len(v),
-                "low": low,
-                "high": high,
-                "first": int(first),
-                "only": int(only),
+                "attack": name, "correct": k, "n": len(v), "accuracy": k / len(v), "low": low, "high": high,
+                "first": int(first), "only": int(only),
             }
         )
 
     for name, v in ok.items():
         row(
-            name,
-            v,
-            (left & ~v).sum(),
+            name, v, (left & ~v).sum(),
             (~v & np.all([o for other, o in ok.items() if other != name] or [left | True], axis=0)).sum(),
         )
         left = left & v
@@ -451,20 +434,23 @@ def bracket(
     certified: list,  # for each radius (N,) booleans: a certificate holds
     **labels,  # model, and whatever else the series should say
 ) -> list[dict]:  # two series in the shape of `evaluation.series`, accounting 'attacked' and 'certified'
-    "The robust accuracy from above and below, @eq-exact-bracket. Raises ValueError when an image is both certified and broken, or shapes differ."
+    """The robust accuracy from above and below, @eq-exact-bracket.
+    Raises ValueError when an image is both certified and broken, or shapes differ."""
     upper, lower = (
         np.stack([np.asarray(v.cpu() if isinstance(v, Tensor) else v, bool) for v in part])
         for part in (attacked, certified)
     )
     if not len(eps) == len(upper) == len(lower) or upper.shape != lower.shape or list(eps) != sorted(set(eps)):
         raise ValueError(
-            f"expected one row of N booleans for each of {len(eps)} increasing radii; got attacked {upper.shape}, certified {lower.shape}, eps {list(eps)}"
+            f"expected one row of N booleans for each of {len(eps)} increasing radii; got attacked {upper.shape}, "
+            f"certified {lower.shape}, eps {list(eps)}"
         )
     upper, lower = np.logical_and.accumulate(upper), np.logical_or.accumulate(lower[::-1])[::-1]
     if (lower & ~upper).any():
         r, i = np.argwhere(lower & ~upper)[0]
         raise ValueError(
-            f"image {i} is certified and broken at eps={eps[r]}: the certificate or the judgement of the attack is wrong"
+            f"image {i} is certified and broken at eps={eps[r]}: the certificate or the judgement of the attack is "
+            "wrong"
         )
     return [
         {**series(tuple(eps), [{"last": o, "worst": o} for o in ok], **labels)[0], "accounting": name}
@@ -496,13 +482,12 @@ def _library(name):
         many = {"n_classes": (classes := net(x[:1]).shape[1])}
         if name == "apgd-t" and classes < 4:
             raise ValueError(
-                f"the targeted loss of 'apgd-t' needs at least 4 classes, the network has {classes}; use zbox(…, loss='targeted')"
+                f"the targeted loss of 'apgd-t' needs at least 4 classes, the network has {classes}; use zbox(…, "
+                "loss='targeted')"
             )
         make, fixed = {
-            "apgd-ce": (ta.APGD, {"loss": "ce"}),
-            "apgd-t": (ta.APGDT, many),
-            "fab-t": (ta.FAB, {"multi_targeted": True, **many}),
-            "square": (ta.Square, {}),
+            "apgd-ce": (ta.APGD, {"loss": "ce"}), "apgd-t": (ta.APGDT, many),
+            "fab-t": (ta.FAB, {"multi_targeted": True, **many}), "square": (ta.Square, {}),
         }[name]
         return make(net, eps=eps, norm="Linf", seed=seed, **fixed, **options)(x, y)
 
@@ -517,15 +502,14 @@ def _hopskipjump(net, x, y, eps, seed, steps=10, starts=None):
         other = net(bank).argmax(1)[None] != y[:, None]
     if not other.any(1).all():
         raise ValueError(
-            "hopskipjump starts from an image of another class, and the batch has none; give it images of several classes, here or as starts=…"
+            "hopskipjump starts from an image of another class, and the batch has none; give it images of several "
+            "classes, here or as starts=…"
         )
     start = bank[torch.cdist(x.flatten(1), bank.flatten(1)).masked_fill(~other, math.inf).argmin(1)]
     torch.manual_seed(seed)
     attack = foolbox.attacks.HopSkipJumpAttack(steps=steps, constraint="linf")
     return attack.run(
-        foolbox.PyTorchModel(net, bounds=(0, 1), device=x.device),
-        x,
-        foolbox.criteria.Misclassification(y),
+        foolbox.PyTorchModel(net, bounds=(0, 1), device=x.device), x, foolbox.criteria.Misclassification(y),
         starting_points=start,
     )
 
@@ -586,12 +570,8 @@ def _transfer(net, x, y, eps, seed, source=None, steps=100, step_size=0.01, sett
 
 # %% ../nbs/exact.ipynb #0d707e61
 STANDARD = {
-    **{name: _library(name) for name in AUTOATTACK},
-    "hopskipjump": _hopskipjump,
-    "spsa": _spsa,
-    "eot": _eot,
-    "annealed": _annealed,
-    "transfer": _transfer,
+    **{name: _library(name) for name in AUTOATTACK}, "hopskipjump": _hopskipjump, "spsa": _spsa, "eot": _eot,
+    "annealed": _annealed, "transfer": _transfer,
 }
 
 
@@ -651,22 +631,14 @@ def sanity_record(
     at, clean = boxes[eps], judged(model, x, x, y, e).correct
     seen = clean & box_of(model, x, e).free.flatten(1).any(1)
     correct = {
-        "clean": clean,
-        "one step": clean & judged(model, fgsm(model, x, y, eps, setting=setting), x, y, e).correct,
-        "iterative": base.correct_worst,
-        "last iterate": base.correct_last,
-        "more steps": more.correct_worst,
-        "restarts": again.correct_worst,
-        "random search": clean & random,
+        "clean": clean, "one step": clean & judged(model, fgsm(model, x, y, eps, setting=setting), x, y, e).correct,
+        "iterative": base.correct_worst, "last iterate": base.correct_last, "more steps": more.correct_worst,
+        "restarts": again.correct_worst, "random search": clean & random,
         "black box": standard_attack("spsa", model, x, y, eps, seed=seed, steps=10, samples=16).correct,
-        "box": at.correct,
-        "unbounded": boxes[1.0].correct,
+        "box": at.correct, "unbounded": boxes[1.0].correct,
     }
     return {
-        "model": name,
-        "eps": eps,
-        "n": len(y),
-        "classes": model(x[:1]).shape[1],
+        "model": name, "eps": eps, "n": len(y), "classes": model(x[:1]).shape[1],
         "correct": {k: int(v.sum()) for k, v in correct.items()},
         "by_eps": [[r, int(b.correct.sum())] for r, b in boxes.items()],
         "risen": float((at.best > at.first)[seen & at.correct].double().mean()) if (seen & at.correct).any() else 1.0,
@@ -698,7 +670,8 @@ def sanity(
             k for c in CHECKS for k in c[1::2] if k not in r.get("correct", c)
         ]:
             raise ValueError(
-                f"the record lacks {', '.join(map(repr, dict.fromkeys(lacks)))}; make it with sanity_record(model, x, y, eps)"
+                f"the record lacks {', '.join(map(repr, dict.fromkeys(lacks)))}; make it with sanity_record(model, "
+                "x, y, eps)"
             )
         n, c = r["n"], r["correct"]
         who = {"model": r.get("model"), "eps": r.get("eps")}
@@ -708,28 +681,20 @@ def sanity(
 
         for check, a, relation, b in CHECKS:
             row(
-                check,
-                f"{a}: {c[a]}",
-                f"{b}: {c[b]}",
+                check, f"{a}: {c[a]}", f"{b}: {c[b]}",
                 c[a] <= c[b] if relation == "≤" else abs(c[a] - c[b]) <= tolerance * n,
             )
         down = [k for _, k in sorted(r["by_eps"])]
         row(
-            "a larger ε never helps the defender",
-            f"ε = {', '.join(f'{e:g}' for e, _ in sorted(r['by_eps']))}",
-            str(down),
-            down == sorted(down, reverse=True),
+            "a larger ε never helps the defender", f"ε = {', '.join(f'{e:g}' for e, _ in sorted(r['by_eps']))}",
+            str(down), down == sorted(down, reverse=True),
         )
         row(
-            "the unbounded attack reaches chance",
-            f"ε = 1: {c['unbounded']}",
-            f"chance: {n / r['classes']:g}",
+            "the unbounded attack reaches chance", f"ε = 1: {c['unbounded']}", f"chance: {n / r['classes']:g}",
             c["unbounded"] <= n / r["classes"],
         )
         row(
-            "the loss rises along the attack",
-            f"{r['risen']:.3f} of the unbroken images",
-            f"at least {least}",
+            "the loss rises along the attack", f"{r['risen']:.3f} of the unbroken images", f"at least {least}",
             r["risen"] >= least,
         )
         row("no number is NaN", f"NaN: {r['nan']}", "0", r["nan"] == 0)

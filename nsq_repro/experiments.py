@@ -137,7 +137,8 @@ def _checked(value, rules):
         if rules["above"] is not None and v <= rules["above"]:
             raise ValueError(f"{v:g} is not above {rules['above']:g}")
         if rules["most"] is not None and v > rules["most"]:
-            raise ValueError(f"{v:g} is above {rules['most']:g}" + (f" ({v:g}/255, not {v:g})" if rules["most"] == 1 and v > 2 else ""))
+            hint = f" ({v:g}/255, not {v:g})" if rules["most"] == 1 and v > 2 else ""
+            raise ValueError(f"{v:g} is above {rules['most']:g}{hint}")
     return value
 
 # %% ../nbs/experiments.ipynb #c84e9188
@@ -343,23 +344,14 @@ def run_protocol(
         ).exists()
         jobs = [job for job in jobs if there(*job)]
     with tqdm(
-        total=sum(len(a.eps) * a.n_test for _, a in jobs),
-        unit="img",
-        unit_scale=True,
-        desc="attack",
-        disable=not progress,
-        mininterval=1,
+        total=sum(len(a.eps) * a.n_test for _, a in jobs), unit="img", unit_scale=True, desc="attack",
+        disable=not progress, mininterval=1,
     ) as bar:
         for t, a in jobs:
             bar.set_postfix_str(f"{t.model} {a.setting} {a.loss}")
             evaluated.append(
                 evaluate(
-                    nets[t.model],
-                    train_key(t, train_data.fingerprint),
-                    test_data,
-                    a,
-                    device,
-                    refresh,
+                    nets[t.model], train_key(t, train_data.fingerprint), test_data, a, device, refresh,
                     on_batch=bar.update,
                 )
             )

@@ -69,12 +69,7 @@ PRESETS = {
         ),
     ),
     "paper": dict(
-        COMMON,
-        dataset="mnist",
-        n_test=10_000,
-        eps=RADII,
-        steps=100,
-        step_size=0.01,
+        COMMON, dataset="mnist", n_test=10_000, eps=RADII, steps=100, step_size=0.01,
         training=_training(dict(iterations=50_000), dict(iterations=100_000, batch_size=50), dict(iterations=50_000)),
     ),
 }

@@ -29,7 +29,7 @@ class MnistCNN(nn.Module):
 
     def __init__(
         self,
-        initial: str = "madrylab",  # initial weights: 'madrylab', or 'pytorch' for the defaults of nn.Conv2d and nn.Linear
+        initial: str = "madrylab",  # initial weights: 'madrylab', or 'pytorch' for PyTorch's defaults
     ):
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(1, 32, 5, padding=2), nn.Conv2d(32, 64, 5, padding=2)
@@ -103,10 +103,7 @@ class CifarResNet(nn.Module):
     def __init__(
         self,
         filters: tuple[int, int, int, int] = (
-            16,
-            160,
-            320,
-            640,
+            16, 160, 320, 640,
         ),  # channels of the first convolution and of the three stages
         units: int = 5,  # residual units in each stage, at least 1
     ):
@@ -118,7 +115,8 @@ class CifarResNet(nn.Module):
             or any(n < m or (n - m) % 2 for m, n in zip(filters, filters[1:]))
         ):
             raise ValueError(
-                f"filters={filters!r}, units={units!r}: four numbers of channels, equal or growing by even steps, and 1 unit or more"
+                f"filters={filters!r}, units={units!r}: four numbers of channels, equal or growing by even steps, "
+                "and 1 unit or more"
             )
         stages = [
             [(m, n, 1 + (i > 0), i == 0)] + [(n, n)] * (units - 1) for i, (m, n) in enumerate(zip(filters, filters[1:]))
@@ -162,11 +160,8 @@ class SoftQuantNet(nn.Module):
 
 # %% ../nbs/networks.ipynb #03a32ec9
 NETWORKS = {
-    "mnist_cnn": MnistCNN,
-    "mnist_cnn_pytorch": partial(MnistCNN, "pytorch"),
-    "cifar_wide": CifarResNet,
-    "cifar_narrow": partial(CifarResNet, (16, 16, 32, 64)),
-    "cifar_tiny": partial(CifarResNet, (16, 16, 32, 64), 1),
+    "mnist_cnn": MnistCNN, "mnist_cnn_pytorch": partial(MnistCNN, "pytorch"), "cifar_wide": CifarResNet,
+    "cifar_narrow": partial(CifarResNet, (16, 16, 32, 64)), "cifar_tiny": partial(CifarResNet, (16, 16, 32, 64), 1),
 }
 
 # %% ../nbs/networks.ipynb #587e9871
@@ -177,7 +172,8 @@ def build(
     seed: int = 0,  # of the initial weights
     shift: float = 0.0,  # how far the layer's thresholds are moved up, see `SoftQuantize`
 ) -> nn.Module:  # F, or SoftQuantNet(F, S); on the CPU, in training mode, channels_last
-    "A fresh network with seeded weights. Leaves the global random state as it was. Raises ValueError for wrong arguments."
+    """A fresh network with seeded weights. Leaves the global random state as it was.
+    Raises ValueError for wrong arguments."""
     if network not in NETWORKS:
         raise ValueError(f"network is {network!r}; there is {', '.join(map(repr, NETWORKS))}")
     if (K is None) != (alpha is None):
@@ -193,7 +189,8 @@ def build(
 def weights_digest(
     tensors: dict,  # name → tensor, for example model.state_dict()
 ) -> str:  # 16 hexadecimal digits
-    "SHA-256 over names, types, shapes and bytes of tensors, shortened: two networks with equal digests are equal bit for bit."
+    """SHA-256 over names, types, shapes and bytes of tensors, shortened:
+    two networks with equal digests are equal bit for bit."""
     h = hashlib.sha256()
     for name, t in sorted(tensors.items()):
         t = t.detach().cpu().contiguous()
@@ -203,11 +200,7 @@ def weights_digest(
 
 # %% ../nbs/networks.ipynb #f0d7a90f
 LAYER = (
-    "K",
-    "alpha",
-    "vmin",
-    "vmax",
-    "shift",
+    "K", "alpha", "vmin", "vmax", "shift",
 )  # what describes a SoftQuantize; files from before `shift` do not have it
 
 
@@ -219,7 +212,8 @@ def _describe(model):
     F, S = (model.features, model.quantize) if isinstance(model, SoftQuantNet) else (model, None)
     if getattr(F, "network", None) not in NETWORKS:
         raise ValueError(
-            f"{type(F).__name__} has no name to load it by: register it, NETWORKS['mine'] = {type(F).__name__}, and make it with build('mine'). "
+            f"{type(F).__name__} has no name to load it by: register it, NETWORKS['mine'] = {type(F).__name__}, and "
+            "make it with build('mine'). "
             f"Registered are {', '.join(map(repr, NETWORKS))}"
         )
     if S is not None and not isinstance(S, SoftQuantize):
@@ -233,13 +227,15 @@ def save_checkpoint(
     model: nn.Module,  # what `build` made, or a SoftQuantNet around it; compiled or not
     meta: dict | None = None,  # JSON values to keep with the weights, for example the training spec
 ) -> Path:  # `path`
-    "Save weights with the description of their network, atomically. Raises ValueError if the network could not be loaded again."
+    """Save weights with the description of their network, atomically.
+    Raises ValueError if the network could not be loaded again."""
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     described, meta = _describe(model), dict(meta or {})
     clash = [k for k, v in described.items() if meta.get(k, v) != v]
     if clash:
         raise ValueError(
-            f"meta says {', '.join(f'{k}={meta[k]!r}' for k in clash)}, the model {', '.join(f'{k}={described[k]!r}' for k in clash)}"
+            f"meta says {', '.join(f'{k}={meta[k]!r}' for k in clash)}, the model "
+            f"{', '.join(f'{k}={described[k]!r}' for k in clash)}"
         )
     tensors = {k: t.detach().cpu().contiguous() for k, t in model.state_dict().items()}
     content = {**meta, **described, "weights": weights_digest(tensors)}
@@ -258,7 +254,8 @@ def _read_checkpoint(path):
         raise ValueError(f"{path} is damaged, or not a safetensors file ({e}). {advice}") from None
     if "nsq" not in header:
         raise ValueError(
-            f"{path} is a safetensors file, but not a checkpoint of nsq_repro (it does not say which network it is). {advice}"
+            f"{path} is a safetensors file, but not a checkpoint of nsq_repro (it does not say which network it is). "
+            f"{advice}"
         )
     try:
         meta = json.loads(header["nsq"])
@@ -274,7 +271,8 @@ def load_checkpoint(
     path: Path,  # what `save_checkpoint` wrote
     device="cpu",  # torch device
 ) -> tuple[nn.Module, dict]:  # the network, in evaluation mode and channels_last, and everything that was saved with it
-    "Load a network. Raises FileNotFoundError for a missing file; ValueError for a damaged or foreign file or an unknown network; each names `path`."
+    """Load a network.
+    Raises FileNotFoundError for a missing file, ValueError for a damaged or foreign one; each names `path`."""
     path = Path(path)
     tensors, meta = _read_checkpoint(path)
     if meta["network"] not in NETWORKS:
@@ -289,6 +287,7 @@ def load_checkpoint(
         model.load_state_dict(tensors)
     except RuntimeError as e:
         raise ValueError(
-            f"{path} does not fit the network {meta['network']!r} of this version ({' '.join(str(e).split())}). Delete it and run again"
+            f"{path} does not fit the network {meta['network']!r} of this version ({' '.join(str(e).split())}). "
+            "Delete it and run again"
         ) from None
     return model.to(device, memory_format=torch.channels_last).eval(), meta

@@ -220,8 +220,7 @@ def points_of_interest(
     x, y, index = data.floats(slice(n)).double(), data.y[:n], torch.arange(n)
     blend = seeded_uniform(index, (1, 1, 1), seed, 3).double()
     return {
-        "natural": (x, y),
-        f"noise ±{radius:g}": (random_start(x, radius, seed, 1), y),
+        "natural": (x, y), f"noise ±{radius:g}": (random_start(x, radius, seed, 1), y),
         f"noise ±{2 * radius:g}": (random_start(x, 2 * radius, seed, 2), y),
         f"adversarial {radius:g}": (pgd_path(model, x, y, radius, steps, 2.5 * radius / steps).x[-1], y),
         f"adversarial {2 * radius:g}": (pgd_path(model, x, y, 2 * radius, steps, 5 * radius / steps).x[-1], y),
@@ -295,7 +294,8 @@ def choose_pixels(
     eps: float,  # l∞ radius
     count: int = 20,  # how many at most
 ) -> tuple[Tensor, bool]:  # flat indices, increasing, at least two; True: all can move by eps in both directions
-    "Pixels for @fig-mnist-iterates: free to move, evenly spaced; where there are not two of them, the two nearest to 1/2."
+    """Pixels for @fig-mnist-iterates: free to move, evenly spaced; where there are not two of them,
+    the two nearest to 1/2."""
     values = x.flatten()
     free = ((values >= eps) & (values <= 1 - eps)).nonzero()[:, 0]
     if len(free) < 2:
@@ -329,7 +329,8 @@ def iterate_clouds(
     bins: int = 20,  # of the grid
     setting: str = "bpda_ste",  # of `pgd_path`
 ) -> dict:  # eps, bins, axes, paths, note for `plots.fig1`; attack: what was done
-    "Figure 1 as data: where the iterates of PGD lie, for each network, from the image and from random starts. Raises ValueError unless x is one image."
+    """Figure 1 as data: where the iterates of PGD lie, for each network, from the image and from random starts.
+    Raises ValueError unless x is one image."""
     if len(x) != 1 or len(y) != 1:
         raise ValueError(
             f"x holds {len(x)} images and y {len(y)} labels; Figure 1 is about one image, pass x[:1] and y[:1]"
@@ -347,12 +348,8 @@ def iterate_clouds(
     names = [_position(p, x.shape[1:]) for p in drawn]
     attack = dict(steps=steps, step_size=step_size, restarts=restarts, setting=setting, seed=seed, pixels=drawn)
     return {
-        "eps": eps,
-        "bins": bins,
-        "axes": [f"move of pixel {n}" for n in names],
-        "paths": paths,
-        "note": _cloud_note(x, eps, near, free, drawn, names),
-        "attack": attack,
+        "eps": eps, "bins": bins, "axes": [f"move of pixel {n}" for n in names], "paths": paths,
+        "note": _cloud_note(x, eps, near, free, drawn, names), "attack": attack,
     }
 
 # %% ../nbs/objective.ipynb #2394b415
@@ -364,9 +361,7 @@ def _cloud(model_name, model, kind, x, y, start, how, near, drawn, bins):
     moves = (path.x - centre).flatten(2).cpu().double().clamp(-eps, eps)  # (steps + 1, restarts, pixels)
     xy = moves[..., drawn].transpose(0, 1).round(decimals=4).clamp(-eps, eps)
     return {
-        "model": model_name,
-        "start": kind,
-        "xy": xy.tolist(),
+        "model": model_name, "start": kind, "xy": xy.tolist(),
         "occupied": round(occupied_pairs(moves[..., near.cpu()].flatten(0, 1), eps, bins), 4),
     }
 
@@ -383,9 +378,15 @@ def _cloud_note(x, eps, near, free, drawn, names):
     rule = (
         f"values in [{eps:g}, {1 - eps:g}]"
         if free
-        else f"values nearest to 1/2: the image has not two in [{eps:g}, {1 - eps:g}], so the image range cuts their squares"
+        else (
+            f"values nearest to 1/2: the image has not two in [{eps:g}, {1 - eps:g}], so the image range cuts their "
+            "squares"
+        )
     )
-    return f"Drawn: {what}; shares are means over all pairs of {len(near)} pixels with {rule}. The gradient's signs are those of exact arithmetic where there is a layer."
+    return (
+        f"Drawn: {what}; shares are means over all pairs of {len(near)} pixels with {rule}. The gradient's signs are "
+        "those of exact arithmetic where there is a layer."
+    )
 
 # %% ../nbs/objective.ipynb #28954d92
 def gradient_record(
@@ -402,8 +403,6 @@ def gradient_record(
     layered = in_float64({m: net for m, net in nets.items() if hasattr(net, "quantize")})
     largest = {m: chain_rule(net, x, y)[1].flatten(1).abs().amax(1).cpu() for m, net in layered.items()}
     return {
-        "data": used.describe(),
-        "radius": radius,
-        "seed": seed,
+        "data": used.describe(), "radius": radius, "seed": seed,
         "largest": {m: [float(f"{v:.6g}") for v in values.tolist()] for m, values in largest.items()},
     }

@@ -20,11 +20,8 @@ from .training import train_key
 GRIDS = {"smoke": ((2, 4), ALPHAS[:2]), "cpu": ((2, 4, 16), ALPHAS), "paper": ((2, 3, 4, 8, 16), ALPHAS)}  # K and α
 PRESETS = {
     scale: {
-        **{k: v for k, v in preset.items() if k != "levels"},
-        "models": ("nsq",),
-        "settings": ("bpda",),
-        "Ks": GRIDS[scale][0],
-        "alphas": GRIDS[scale][1],
+        **{k: v for k, v in preset.items() if k != "levels"}, "models": ("nsq",), "settings": ("bpda",),
+        "Ks": GRIDS[scale][0], "alphas": GRIDS[scale][1],
     }
     for scale, preset in cifar.PRESETS.items()
 }
@@ -109,15 +106,9 @@ def study_record(
         raise FileNotFoundError(f"none of the {len(cells)} cells is there yet; {how}")
     last = max(evaluations, key=lambda r: r["provenance"]["finished"])
     return {
-        "scale": p.scale,
-        "seed": p.seed,
-        "data": last["data"],
-        "provenance": last["provenance"],
-        "attack": {k: v for k, v in last["attack"].items() if k != "loss"},
-        "series": series,
-        "trainings": trainings,
-        "missing": missing,
-        "spec": {"K": sorted({k for k, _ in cells}), "alphas": sorted({a for _, a in cells})},
+        "scale": p.scale, "seed": p.seed, "data": last["data"], "provenance": last["provenance"],
+        "attack": {k: v for k, v in last["attack"].items() if k != "loss"}, "series": series, "trainings": trainings,
+        "missing": missing, "spec": {"K": sorted({k for k, _ in cells}), "alphas": sorted({a for _, a in cells})},
     }
 
 # %% ../nbs/parameter_study.ipynb #fb9b7aae
@@ -152,8 +143,7 @@ def items():
     effects = lambda r: (tables.effects_table(r, rows := tables.effects_rows(r)), rows)
     cell = "parameter_study.ipynb#fig-"
     return (
-        Item("fig5", draw=levels, cell=f"{cell}levels-soft"),
-        Item("fig6", draw=levels, cell=f"{cell}levels-sharp"),
+        Item("fig5", draw=levels, cell=f"{cell}levels-soft"), Item("fig6", draw=levels, cell=f"{cell}levels-sharp"),
         Item("fig7", draw=levels, cell=f"{cell}levels-sharpest"),
         Item("parameter-study", draw=grid, cell=f"{cell}parameter-effects"),
         Item("parameter-effects", table=effects, of="parameter-study"),
@@ -174,9 +164,7 @@ def at_alpha(
     part = {k: [r for r in record[k] if r["alpha"] == alpha] for k in ("series", "trainings")}
     return (
         {
-            **record,
-            **part,
-            "missing": [m for m in record["missing"] if m[1] == alpha],
+            **record, **part, "missing": [m for m in record["missing"] if m[1] == alpha],
             "spec": {"K": record["spec"]["K"], "alpha": alpha},
         }
         if part["series"]

@@ -56,43 +56,16 @@ def style():
     "Context manager: the settings every figure here is drawn with. Nothing outside the `with` block changes."
     return mpl.rc_context(
         {
-            **sns.axes_style("ticks"),
-            "font.family": "sans-serif",
-            "font.sans-serif": ["DejaVu Sans"],
-            "mathtext.fontset": "dejavusans",
-            "font.size": 8,
-            "axes.titlesize": 8.5,
-            "axes.labelsize": 8,
-            "axes.linewidth": 0.6,
-            "axes.edgecolor": GREY,
-            "axes.titlepad": 5,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": "#E4E4E4",
-            "grid.linewidth": 0.5,
-            "axes.spines.right": False,
-            "axes.spines.top": False,
-            "xtick.labelsize": 7.5,
-            "ytick.labelsize": 7.5,
-            "xtick.color": GREY,
-            "ytick.color": GREY,
-            "xtick.labelcolor": "#222222",
-            "ytick.labelcolor": "#222222",
-            "xtick.major.size": 2.5,
-            "ytick.major.size": 2.5,
-            "xtick.major.width": 0.6,
-            "ytick.major.width": 0.6,
-            "lines.linewidth": 1.4,
-            "lines.markersize": 3.8,
-            "legend.frameon": False,
-            "legend.fontsize": 7.5,
-            "legend.handlelength": 2.2,
-            "figure.dpi": 150,
-            "figure.facecolor": "white",
-            "savefig.facecolor": "white",
-            "figure.constrained_layout.use": True,
-            "svg.fonttype": "path",
-            "svg.hashsalt": "nsq-repro",
+            **sns.axes_style("ticks"), "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
+            "mathtext.fontset": "dejavusans", "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8,
+            "axes.linewidth": 0.6, "axes.edgecolor": GREY, "axes.titlepad": 5, "axes.grid": True,
+            "axes.axisbelow": True, "grid.color": "#E4E4E4", "grid.linewidth": 0.5, "axes.spines.right": False,
+            "axes.spines.top": False, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "xtick.color": GREY,
+            "ytick.color": GREY, "xtick.labelcolor": "#222222", "ytick.labelcolor": "#222222",
+            "xtick.major.size": 2.5, "ytick.major.size": 2.5, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
+            "lines.linewidth": 1.4, "lines.markersize": 3.8, "legend.frameon": False, "legend.fontsize": 7.5,
+            "legend.handlelength": 2.2, "figure.dpi": 150, "figure.facecolor": "white", "savefig.facecolor": "white",
+            "figure.constrained_layout.use": True, "svg.fonttype": "path", "svg.hashsalt": "nsq-repro",
             "pdf.fonttype": 42,
         }
     )
@@ -137,21 +110,12 @@ def fig2(
     right.plot(x, soft_quantize_derivative(x, K, alpha), color=ink, lw=1.1)
     right.axhline(peak, color=GREY, lw=0.7, ls=(0, (4, 3)))
     right.annotate(
-        rf"$\alpha/(4K)={peak:g}$",
-        (1, peak),
-        xytext=(0, 3),
-        textcoords="offset points",
-        ha="right",
-        va="bottom",
-        fontsize=7.5,
-        bbox={"fc": "white", "ec": "none", "pad": 0.8},
+        rf"$\alpha/(4K)={peak:g}$", (1, peak), xytext=(0, 3), textcoords="offset points", ha="right", va="bottom",
+        fontsize=7.5, bbox={"fc": "white", "ec": "none", "pad": 0.8},
     )
     right.set(
-        title=r"$S\,'(x)=\frac{\alpha}{K}\,\sigma(v)(1-\sigma(v))$, $v=\alpha(x-\frac{2k+1}{2K})$",
-        xlabel="$x$",
-        ylabel=r"$S\,'(x)$",
-        xlim=(0, 1),
-        ylim=(-0.02 * peak, 1.2 * peak),
+        title=r"$S\,'(x)=\frac{\alpha}{K}\,\sigma(v)(1-\sigma(v))$, $v=\alpha(x-\frac{2k+1}{2K})$", xlabel="$x$",
+        ylabel=r"$S\,'(x)$", xlim=(0, 1), ylim=(-0.02 * peak, 1.2 * peak),
     )
     for ax in (left, right):
         ax.grid(False)
@@ -169,7 +133,8 @@ def occupied_share(
     points = np.asarray(xy, dtype=float).reshape(-1, 2)
     if np.abs(points).max() > eps * (1 + 1e-5):
         raise ValueError(
-            f"xy leaves the square: |xy| is up to {np.abs(points).max():.4g}, allowed is eps = {eps:.4g}; pass x_t - x, in the units of eps"
+            f"xy leaves the square: |xy| is up to {np.abs(points).max():.4g}, allowed is eps = {eps:.4g}; pass x_t - "
+            "x, in the units of eps"
         )
     cell = np.clip(np.floor((points / eps + 1) / 2 * bins), 0, bins - 1)
     return len(np.unique(cell, axis=0)) / bins**2
@@ -186,24 +151,13 @@ def _plane(ax, path, record, share):
         ax.plot([edge, edge], [-eps, eps], color="#E4E4E4", lw=0.4, zorder=0)
         ax.plot([-eps, eps], [edge, edge], color="#E4E4E4", lw=0.4, zorder=0)
     dots = ax.scatter(
-        xy[..., 0],
-        xy[..., 1],
-        c=step,
-        s=5,
-        lw=0,
-        cmap=sns.color_palette("flare", as_cmap=True),
-        rasterized=True,
+        xy[..., 0], xy[..., 1], c=step, s=5, lw=0, cmap=sns.color_palette("flare", as_cmap=True), rasterized=True,
         clip_on=False,
     )
     names = record.get("axes", ("coordinate 1", "coordinate 2"))
     ax.set(
-        title=f"{STARTS[path['start']]}: {100 * share:.0f} % of cells",
-        xlabel=names[0],
-        ylabel=names[1],
-        aspect="equal",
-        xlim=(-1.04 * eps, 1.04 * eps),
-        ylim=(-1.04 * eps, 1.04 * eps),
-        xticks=[-eps, 0, eps],
+        title=f"{STARTS[path['start']]}: {100 * share:.0f} % of cells", xlabel=names[0], ylabel=names[1],
+        aspect="equal", xlim=(-1.04 * eps, 1.04 * eps), ylim=(-1.04 * eps, 1.04 * eps), xticks=[-eps, 0, eps],
         yticks=[-eps, 0, eps],
     )
     ax.set_xticklabels([f"−{eps:g}", "0", f"{eps:g}"])
@@ -221,29 +175,17 @@ def _occupancy_bars(ax, shares, uniform):
             if (model, start) in shares:
                 value = shares[model, start]
                 ax.barh(
-                    row + offset,
-                    value,
-                    0.34,
-                    facecolor=kind["color"] if start == "random" else "white",
-                    edgecolor=kind["color"],
-                    lw=0.9,
+                    row + offset, value, 0.34, facecolor=kind["color"] if start == "random" else "white",
+                    edgecolor=kind["color"], lw=0.9,
                 )
                 ax.annotate(
-                    f"{100 * value:.0f} %",
-                    (value, row + offset),
-                    xytext=(3, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=6.5,
+                    f"{100 * value:.0f} %", (value, row + offset), xytext=(3, 0), textcoords="offset points",
+                    va="center", fontsize=6.5,
                 )
     ax.axvline(uniform, color=GREY, lw=0.8, ls=(0, (4, 3)))
     ax.set(
-        yticks=range(len(looks)),
-        yticklabels=[k["label"] for k in looks.values()],
-        xlim=(0, 1.2),
-        xticks=[0, 0.5, 1],
-        xlabel="share of cells occupied",
-        ylim=(len(looks) - 0.45, -0.55),
+        yticks=range(len(looks)), yticklabels=[k["label"] for k in looks.values()], xlim=(0, 1.2), xticks=[0, 0.5, 1],
+        xlabel="share of cells occupied", ylim=(len(looks) - 0.45, -0.55),
     )
     ax.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, 0, " %"))
     ax.tick_params(axis="y", length=0)
@@ -254,42 +196,33 @@ def _occupancy_bars(ax, shares, uniform):
         Line2D([], [], color=GREY, lw=0.8, ls=(0, (4, 3)), label="as many uniform points"),
     ]
     ax.legend(
-        handles=handles,
-        loc="lower center",
-        bbox_to_anchor=(0.4, 1.0),
-        ncols=1,
-        fontsize=6.5,
-        handlelength=1.6,
-        labelspacing=0.25,
-        borderaxespad=0.2,
+        handles=handles, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=1, fontsize=6.5, handlelength=1.6,
+        labelspacing=0.25, borderaxespad=0.2,
     )
 
 # %% ../nbs/plots.ipynb #e7e67d7e
 @styled
 def fig1(
-    record: dict,  # {'eps', 'bins', 'axes', 'paths': [{'model', 'start': 'clean' | 'random', 'xy': (restarts, steps, 2)}], 'note'}
+    record: dict,  # eps, bins, axes, note, paths: model, start ('clean', 'random'), xy (restarts, steps, 2)
     model: str | None = None,  # whose iterates to draw; None: those of the first path. The bars show every model
 ) -> mpl.figure.Figure:
-    "Figure 1: with random starts, adversarial iterates fill the data space; here, one plane of it, and the share that is filled."
+    """Figure 1: with random starts, adversarial iterates fill the data space; here, one plane of it,
+    and the share that is filled."""
     paths = {(p["model"], p["start"]): p for p in record["paths"]}
     model = model or record["paths"][0]["model"]
     drawn = [paths[model, s] for s in STARTS if (model, s) in paths]
     if not drawn:
         raise ValueError(
-            f"model is {model!r}, but the record holds paths of {sorted({m for m, _ in paths})} only; choose one of them"
+            f"model is {model!r}, but the record holds paths of {sorted({m for m, _ in paths})} only; choose one of "
+            "them"
         )
     eps, bins = record["eps"], record.get("bins", 20)
     shares = {key: p["occupied"] if "occupied" in p else occupied_share(p["xy"], eps, bins) for key, p in paths.items()}
     fig, axes = plt.subplots(1, len(drawn) + 1, figsize=(7, 2.95), width_ratios=[1] * len(drawn) + [0.8])
     dots = [_plane(ax, p, record, shares[model, p["start"]]) for ax, p in zip(axes, drawn)]
     fig.colorbar(
-        dots[-1],
-        ax=axes[: len(drawn)],
-        label=f"step $t$ ({look([model])[model]['label']})",
-        aspect=30,
-        shrink=0.8,
-        pad=0.02,
-        location="bottom",
+        dots[-1], ax=axes[: len(drawn)], label=f"step $t$ ({look([model])[model]['label']})", aspect=30, shrink=0.8,
+        pad=0.02, location="bottom",
     )
     points = np.asarray(drawn[-1]["xy"]).size // 2
     _occupancy_bars(axes[-1], shares, 1 - (1 - 1 / bins**2) ** points)
@@ -348,21 +281,15 @@ def _curve(ax, series, kind, unit):
         x, 100 * np.asarray(series["low"]), 100 * np.asarray(series["high"]), color=kind["color"], alpha=0.16, lw=0
     )
     ax.plot(
-        x,
-        100 * np.asarray(series["accuracy"]),
-        color=kind["color"],
-        marker=kind["marker"],
-        ls=(0, (3.2, 1.6)) if ste else "-",
-        clip_on=False,
-        zorder=3,
-        mfc="white" if ste else kind["color"],
-        mew=0.9 if ste else 0,
-        label=f"{kind['label']} {SETTING_LABELS[series['setting']]}",
+        x, 100 * np.asarray(series["accuracy"]), color=kind["color"], marker=kind["marker"],
+        ls=(0, (3.2, 1.6)) if ste else "-", clip_on=False, zorder=3, mfc="white" if ste else kind["color"],
+        mew=0.9 if ste else 0, label=f"{kind['label']} {SETTING_LABELS[series['setting']]}",
     )
 
 # %% ../nbs/plots.ipynb #4678321d
 def _free_place(curves, unit):
-    "Largest rectangle (left, bottom, width, height; shares of the panel) that no curve or band passes through, or None."
+    """Largest rectangle (left, bottom, width, height; shares of the panel) that no curve or band passes through,
+    or None."""
     first = np.asarray(curves[0]["eps"]) * unit
     at = np.linspace(0, 1, 200)
     heights = np.stack(
@@ -392,9 +319,7 @@ def _magnify(ax, curves, looks, unit):
     floor = 5 * math.floor(20 * min(min(s["low"]) for s in crowd))
     ends = np.asarray(crowd[0]["eps"]) * unit
     inset.set(
-        ylim=(floor, 100),
-        xlim=(ends.min(), ends.max()),
-        yticks=range(floor, 101, 5 if floor >= 80 else 10),
+        ylim=(floor, 100), xlim=(ends.min(), ends.max()), yticks=range(floor, 101, 5 if floor >= 80 else 10),
         xticks=ends,
     )
     inset.tick_params(labelsize=6, length=1.5, pad=1.5)
@@ -413,14 +338,8 @@ def _printed_points(ax, curves, paper, looks, unit):
     for (x, value, color), height in zip(points, _spread([v for _, v, _ in points], 7)):
         ax.plot(x, value, marker="d", ms=7.5, mfc="none", mec=color, mew=1.2, ls="none", clip_on=False, zorder=5)
         ax.annotate(
-            f"{value:.2f}",
-            (x, value),
-            xytext=(1.035, height),
-            textcoords=("axes fraction", "data"),
-            color=color,
-            fontsize=6.5,
-            va="center",
-            annotation_clip=False,
+            f"{value:.2f}", (x, value), xytext=(1.035, height), textcoords=("axes fraction", "data"), color=color,
+            fontsize=6.5, va="center", annotation_clip=False,
         )
     return len(points)
 
@@ -443,11 +362,8 @@ def _accuracy_legend(fig, looks, drawn, printed):
     width, blank = max(map(len, rows)), Line2D([], [], ls="none", label=" ")
     rows = [row + [blank] * (width - len(row)) for row in rows if row]
     fig.legend(
-        handles=[h for column in zip(*rows) for h in column],
-        loc="outside upper center",
-        ncols=width,
-        columnspacing=1.4,
-        borderaxespad=0.2,
+        handles=[h for column in zip(*rows) for h in column], loc="outside upper center", ncols=width,
+        columnspacing=1.4, borderaxespad=0.2,
     )
 
 # %% ../nbs/plots.ipynb #c2155d4a
@@ -482,10 +398,8 @@ def fig_accuracy(
         printed += _printed_points(ax, curves, paper, looks, eps_unit)
         _magnify(ax, curves, looks, eps_unit)
         ax.set(
-            title=f"{SETTING_LABELS[setting]} on {LOSS_LABELS[loss]}".replace("∞", r"$_\infty$"),
-            xticks=ticks,
-            ylim=(0, 100),
-            xlim=(ticks.min(), ticks.max()),
+            title=f"{SETTING_LABELS[setting]} on {LOSS_LABELS[loss]}".replace("∞", r"$_\infty$"), xticks=ticks,
+            ylim=(0, 100), xlim=(ticks.min(), ticks.max()),
         )
     for ax in axes[-1]:
         ax.set_xlabel(x_label or ("$\\varepsilon$ (grey levels of 255)" if eps_unit == 255 else "$\\varepsilon$"))
@@ -532,7 +446,8 @@ def fig_levels(
     losses: tuple = ("ce", "cw"),  # panels
     eps_unit: float = 255,  # 255: ε in grey levels
 ) -> mpl.figure.Figure:
-    "Figures 5 to 7: accuracy (%) of NSQ against ε, one curve for each K, with 95 % Wilson bands. Raises ValueError where a loss has no curve."
+    """Figures 5 to 7: accuracy (%) of NSQ against ε, one curve for each K, with 95 % Wilson bands.
+    Raises ValueError where a loss has no curve."""
     panels = {
         l: sorted(
             (s for s in record["series"] if (s["loss"], s["accounting"]) == (l, accounting)), key=lambda s: s["K"]
@@ -541,7 +456,8 @@ def fig_levels(
     }
     if not all(panels.values()):
         raise ValueError(
-            f"no series for loss {[l for l in losses if not panels[l]][0]!r}, accounting {accounting!r}; the record has {sorted({(s['loss'], s['accounting']) for s in record['series']})}"
+            f"no series for loss {[l for l in losses if not panels[l]][0]!r}, accounting {accounting!r}; the record "
+            f"has {sorted({(s['loss'], s['accounting']) for s in record['series']})}"
         )
     looks, own = level_looks([s["K"] for s in record["series"]]), printed_levels()
     ticks = np.asarray(next(iter(panels.values()))[0]["eps"]) * eps_unit
@@ -553,7 +469,10 @@ def fig_levels(
             ax, [s for s in curves if (s["K"], s["alpha"]) == own], paper, {"nsq": looks.get(own[0])}, eps_unit
         )
         ax.set(
-            title=f"{SETTING_LABELS[curves[0]['setting']]} on {LOSS_LABELS[loss]}, $\\alpha={record['spec']['alpha'] / 255:.10g}$×255".replace(
+            title=(
+                f"{SETTING_LABELS[curves[0]['setting']]} on {LOSS_LABELS[loss]}, "
+                f"$\\alpha={record['spec']['alpha'] / 255:.10g}$×255"
+            ).replace(
                 "∞", r"$_\infty$"
             ),
             xticks=ticks,

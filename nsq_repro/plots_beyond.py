@@ -34,20 +34,12 @@ def fig_effects(
     for i, (K, kind) in enumerate(level_looks(Ks).items()):
         v, low, high = (np.array([100 * found[K, a][k][-1] for a in alphas]) for k in ("accuracy", "low", "high"))
         left.errorbar(
-            np.arange(len(alphas)) + 0.04 * (i - len(Ks) / 2),
-            v,
-            yerr=[v - low, high - v],
-            color=kind["color"],
-            marker=kind["marker"],
-            label=kind["label"],
-            elinewidth=0.9,
-            clip_on=False,
+            np.arange(len(alphas)) + 0.04 * (i - len(Ks) / 2), v, yerr=[v - low, high - v], color=kind["color"],
+            marker=kind["marker"], label=kind["label"], elinewidth=0.9, clip_on=False,
         )
     left.set(
         title=f"accuracy (%), {LOSS_LABELS['ce']}, $\\varepsilon={255 * s['eps'][-1]:g}/255$",
-        xticks=range(len(alphas)),
-        xticklabels=[f"{a / 255:.10g}×255" for a in alphas],
-        xlabel="$\\alpha$",
+        xticks=range(len(alphas)), xticklabels=[f"{a / 255:.10g}×255" for a in alphas], xlabel="$\\alpha$",
     )
     left.set_ylim(0, None)
     for i, (effect, color) in enumerate(zip(EFFECT_LABELS, (COLORS["nsq"], COLORS["pgd"], "#999999"))):
@@ -69,7 +61,10 @@ def fig_effects(
         )
     footnote(
         fig,
-        f"{caption(record)} Root mean square of main effects and interaction; bars: 95 % bootstrap intervals over test images. One training a cell.",
+        (
+            f"{caption(record)} Root mean square of main effects and interaction; bars: 95 % bootstrap intervals over "
+            "test images. One training a cell."
+        ),
     )
     return fig
 
@@ -83,12 +78,8 @@ def fig_bracket(
     looks = look([m for m, _ in found])
     columns = min(len(looks), 3)
     fig, axes = plt.subplots(
-        math.ceil(len(looks) / columns),
-        columns,
-        figsize=(7, 2.1 * math.ceil(len(looks) / columns) + 0.5),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
+        math.ceil(len(looks) / columns), columns, figsize=(7, 2.1 * math.ceil(len(looks) / columns) + 0.5),
+        sharex=True, sharey=True, squeeze=False,
     )
     for ax in axes.flat[len(looks) :]:
         ax.axis("off")
@@ -98,13 +89,8 @@ def fig_bracket(
         x = np.asarray(top["eps"]) * unit
         if low:
             ax.fill_between(
-                x,
-                100 * np.asarray(low["accuracy"]),
-                100 * np.asarray(top["accuracy"]),
-                facecolor="none",
-                edgecolor="#C8C8C8",
-                hatch="////",
-                lw=0,
+                x, 100 * np.asarray(low["accuracy"]), 100 * np.asarray(top["accuracy"]), facecolor="none",
+                edgecolor="#C8C8C8", hatch="////", lw=0,
             )
         for s, line in ((top, "-"), (low, (0, (3.2, 1.6)))):
             if s:
@@ -112,15 +98,8 @@ def fig_bracket(
                     x, 100 * np.asarray(s["low"]), 100 * np.asarray(s["high"]), color=kind["color"], alpha=0.16, lw=0
                 )
                 ax.plot(
-                    x,
-                    100 * np.asarray(s["accuracy"]),
-                    color=kind["color"],
-                    ls=line,
-                    marker=kind["marker"],
-                    mfc=kind["color"] if s is top else "white",
-                    mew=0 if s is top else 0.9,
-                    ms=3.2,
-                    clip_on=False,
+                    x, 100 * np.asarray(s["accuracy"]), color=kind["color"], ls=line, marker=kind["marker"],
+                    mfc=kind["color"] if s is top else "white", mew=0 if s is top else 0.9, ms=3.2, clip_on=False,
                 )
         ax.set(title=kind["label"], ylim=(0, 100), xlim=(0, x.max()))
     for ax in axes[:, 0]:
@@ -173,29 +152,17 @@ def fig_time(
             t, v = [r["seconds"] for r in rows], [100 * r["accuracy"] for r in rows]
             bars = [[a - 100 * r["low"] for a, r in zip(v, rows)], [100 * r["high"] - a for a, r in zip(v, rows)]]
             ax.errorbar(
-                t,
-                v,
-                yerr=bars,
+                t, v, yerr=bars,
                 xerr=[[a - r["fastest"] for a, r in zip(t, rows)], [r["slowest"] - a for a, r in zip(t, rows)]],
-                color=k["color"],
-                marker=k["marker"],
-                mfc="white",
-                lw=0.9,
-                capsize=2,
+                color=k["color"], marker=k["marker"], mfc="white", lw=0.9, capsize=2,
             )
             whole = [r for r in rows if r["suite"]]
             ax.plot(
-                [r["seconds"] for r in whole],
-                [100 * r["accuracy"] for r in whole],
-                color=k["color"],
-                marker=k["marker"],
-                ls="none",
-                zorder=5,
+                [r["seconds"] for r in whole], [100 * r["accuracy"] for r in whole], color=k["color"],
+                marker=k["marker"], ls="none", zorder=5,
             )
         ax.set(
-            title=f"$\\varepsilon$ = {eps_text(e, record['eps_unit'])}",
-            xscale="log",
-            ylim=(-3, 103),
+            title=f"$\\varepsilon$ = {eps_text(e, record['eps_unit'])}", xscale="log", ylim=(-3, 103),
             xlabel="training time (s)",
         )
         ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 3)))
@@ -212,7 +179,10 @@ def fig_time(
     )
     footnote(
         fig,
-        f"{caption(record)} Union of all attacks, image by image (open markers: without the suite); bars: 95 % Wilson intervals, and the range of the timing's turns.",
+        (
+            f"{caption(record)} Union of all attacks, image by image (open markers: without the suite); bars: 95 % "
+            "Wilson intervals, and the range of the timing's turns."
+        ),
     )
     return fig
 
@@ -239,20 +209,12 @@ def fig_variants(
                     marker=MARKERS.get(r["variant"], "o"),
                 )
                 ax.errorbar(
-                    r[mid],
-                    i,
-                    xerr=[[r[mid] - r[low]], [r[high] - r[mid]]],
-                    **kind,
-                    ms=4,
-                    lw=0.9,
-                    capsize=2,
+                    r[mid], i, xerr=[[r[mid] - r[low]], [r[high] - r[mid]]], **kind, ms=4, lw=0.9, capsize=2,
                     clip_on=False,
                 )
         ax.axvline(
-            next((r[mid] for r in rows if r["variant"] == "nsq" and r[mid] is not None), 0),
-            color=COLORS["nsq"],
-            lw=0.6,
-            zorder=0,
+            next((r[mid] for r in rows if r["variant"] == "nsq" and r[mid] is not None), 0), color=COLORS["nsq"],
+            lw=0.6, zorder=0,
         )
         ax.tick_params(axis="y", length=0)
         ax.margins(x=0.12)
@@ -262,7 +224,10 @@ def fig_variants(
     axes[0].set_yticks(range(len(rows)), [r["label"] for r in rows])
     footnote(
         fig,
-        f"{caption(record)} Union of box attacks, image by image. Bars: 95 % Wilson intervals; in the last panel paired intervals. One training each.",
+        (
+            f"{caption(record)} Union of box attacks, image by image. Bars: 95 % Wilson intervals; in the last panel "
+            "paired intervals. One training each."
+        ),
     )
     return fig
 

@@ -92,7 +92,8 @@ def hard_quantize(
     vmin: float = 0.0,
     vmax: float = 1.0,  # range of the pixels; values outside go to the end levels
 ) -> Tensor:  # shape and type of x; each value one of levels(K, vmin, vmax), NaN where x is NaN
-    "Nearest of K+1 levels, the lower one at a threshold; gradient zero. The limit of Eq. 3 for alpha → ∞. Raises `ValueError` on bad arguments."
+    """Nearest of K+1 levels, the lower one at a threshold; gradient zero. The limit of Eq. 3 for alpha → ∞.
+    Raises `ValueError` on bad arguments."""
     _check(K, math.inf, vmin, vmax)
     w = _working(x)
     steps = _count_below(w, thresholds(K, vmin, vmax, w.dtype, w.device))
@@ -146,7 +147,8 @@ def soft_quantize_derivative(
     vmin: float = 0.0,
     vmax: float = 1.0,  # range of the pixels
 ) -> Tensor:  # shape and type of x, in [0, alpha/(4K)]; NaN where x is NaN
-    "dS/dx in closed form (Eq. 8 with its factor 1/K); at a border, that of the cell below. Raises `ValueError` on bad arguments."
+    """dS/dx in closed form (Eq. 8 with its factor 1/K); at a border, that of the cell below.
+    Raises `ValueError` on bad arguments."""
     _check(K, alpha, vmin, vmax)
     w = _working(x)
     if _is_hard(alpha, vmin, vmax, w.dtype):
@@ -217,18 +219,14 @@ class SoftQuantize(nn.Module):
         alpha: float = 1000.0,  # sharpness on the scale of u = (x-vmin)/(vmax-vmin), above 0; inf: hard quantization
         vmin: float = 0.0,
         vmax: float = 1.0,  # range of the pixels
-        shift: float = 0.0,  # the layer is S(x - shift): its thresholds are moved up by `shift`, by less than half of the range
+        shift: float = 0.0,  # thresholds are moved up by so much: the layer is S(x - shift)
     ):
         super().__init__()
         _check(K, alpha, vmin, vmax)
         if not abs(shift) < (vmax - vmin) / 2:
             raise ValueError(f"shift must be less than half of the range {vmin:g} to {vmax:g}, got {shift!r}")
         self.K, self.alpha, self.vmin, self.vmax, self.shift = (
-            int(K),
-            float(alpha),
-            float(vmin),
-            float(vmax),
-            float(shift),
+            int(K), float(alpha), float(vmin), float(vmax), float(shift),
         )
 
     def _args(self):

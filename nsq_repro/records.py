@@ -72,9 +72,7 @@ def check_fields(
 def repository() -> Path | None:  # the folder with settings.ini and nbs/, or None
     "The checkout this package or the current folder lies in."
     for folder in (
-        Path(__file__).resolve().parent.parent if "__file__" in globals() else None,
-        Path.cwd(),
-        *Path.cwd().parents,
+        Path(__file__).resolve().parent.parent if "__file__" in globals() else None, Path.cwd(), *Path.cwd().parents,
     ):
         if folder and (folder / "settings.ini").is_file() and (folder / "nbs").is_dir():
             return folder
@@ -158,10 +156,7 @@ def load_json(
 def _git(*args):
     try:
         return subprocess.run(
-            ["git", "-C", str(repository() or Path.cwd()), *args],
-            capture_output=True,
-            text=True,
-            timeout=10,
+            ["git", "-C", str(repository() or Path.cwd()), *args], capture_output=True, text=True, timeout=10,
             check=True,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -187,12 +182,10 @@ def provenance(
     versions = {"nsq_repro": nsq_repro.__version__, "python": platform.python_version()}
     taken = {"seconds": seconds, "cpu_seconds": cpu_seconds}
     return {
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
+        "device": device_name(device), "threads": torch.get_num_threads(),
         **{k: None if v is None else round(v, 2) for k, v in taken.items()},
         "peak_memory_mib": round(_peak_memory(device) / 2**20),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": _git("rev-parse", "HEAD"),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(status) if status is not None else None,
         "versions": {**versions, "torch": torch.__version__, "numpy": np.__version__},
     }
@@ -361,8 +354,7 @@ def save_table(
     writer.writerows(rows)
     folder = figure_dir(scale, variant)
     return [
-        atomic_write(folder / f"{name}.md", markdown + "\n"),
-        atomic_write(folder / f"{name}.csv", text.getvalue()),
+        atomic_write(folder / f"{name}.md", markdown + "\n"), atomic_write(folder / f"{name}.csv", text.getvalue()),
         save_record(folder / f"{name}.json", {**record, "item": name, "scale": scale, "rows": rows}),
     ]
 
@@ -395,14 +387,8 @@ def paper(
 # %% ../nbs/records.ipynb #407ca67e
 MODELS = ("natural", "pgd", "sq", "nsq", "fgsm_rs")
 LABELS = {
-    "natural": "Natural",
-    "pgd": "PGD-Defense",
-    "sq": "SQ",
-    "nsq": "NSQ",
-    "fgsm_rs": "FGSM-RS",
-    "noisy": "Noisy, no layer",
-    "stability": "Stability training",
-    "l1": "ℓ₁ penalty",
+    "natural": "Natural", "pgd": "PGD-Defense", "sq": "SQ", "nsq": "NSQ", "fgsm_rs": "FGSM-RS",
+    "noisy": "Noisy, no layer", "stability": "Stability training", "l1": "ℓ₁ penalty",
 }
 SETTING_LABELS = {"pgd": "PGD", "bpda": "BPDA", "bpda_ste": "straight-through BPDA", "zbox": "exact box"}
 LOSS_LABELS = {"ce": "cross-entropy", "cw": "CW∞", "dlr": "DLR"}
@@ -426,16 +412,13 @@ def in_order(
 
 # %% ../nbs/records.ipynb #588d58cd
 def caption(
-    record: dict,  # anything with 'scale', 'data' {'title', 'split', 'n'}, 'seed', 'provenance' {'device'}; what is missing is left out
+    record: dict,  # scale, data (title, split, n), seed, provenance (device); what is missing is left out
 ) -> str:  # one sentence
     "Where a record's numbers come from."
     data, device = record.get("data", {}), record.get("provenance", {}).get("device")
     parts = [
-        data.get("title"),
-        data.get("split") and f"{data['split']} split",
-        data.get("n") and f"n = {data['n']:,}",
-        None if record.get("seed") is None else f"seed {record['seed']}",
-        device,
+        data.get("title"), data.get("split") and f"{data['split']} split", data.get("n") and f"n = {data['n']:,}",
+        None if record.get("seed") is None else f"seed {record['seed']}", device,
     ]
     head = f"Scale {record['scale']}" if record.get("scale") else ""
     return ": ".join(p for p in (head, ", ".join(p for p in parts if p)) if p) + "."

@@ -137,10 +137,8 @@ def check_series(
             k = int(bits[i].sum())
             low, high = wilson(k, s["n"])
             for what, value, counted in (
-                ("correct", s["correct"][i], k),
-                ("accuracy", s["accuracy"][i], k / s["n"]),
-                ("low", s["low"][i], low),
-                ("high", s["high"][i], high),
+                ("correct", s["correct"][i], k), ("accuracy", s["accuracy"][i], k / s["n"]),
+                ("low", s["low"][i], low), ("high", s["high"][i], high),
             ):
                 if abs(value - counted) > 1e-9:
                     problems.append(f"{name}, ε = {e:g}: {what} is {value:g}, the outcomes say {counted:g}")
@@ -163,7 +161,8 @@ def same_picture(a: bytes, b: bytes) -> bool:
 
 # %% ../nbs/results.ipynb #5d9eda5d
 def same_drawing(a: bytes, b: bytes) -> bool:
-    "Whether two svg files are the same; pictures inside may be compressed differently, as long as their pixels are the same."
+    """Whether two svg files are the same; pictures inside may be compressed differently,
+    as long as their pixels are the same."""
     if a == b:
         return True
     picture = re.compile(rb'data:image/png;base64,([^"]*)')

@@ -79,7 +79,8 @@ def grid_cells(
     Ks = [K for K in sorted({K for K, _ in found}) if all((K, a) in found for a in alphas)]
     if len(Ks) < 2 or len(alphas) < 2:
         raise ValueError(
-            f"a grid of {len(Ks)} K × {len(alphas)} α is complete for {loss!r}, {accounting!r}; 2 × 2 is the least that can be taken apart"
+            f"a grid of {len(Ks)} K × {len(alphas)} α is complete for {loss!r}, {accounting!r}; 2 × 2 is the least "
+            "that can be taken apart"
         )
     return Ks, alphas, found
 
@@ -91,12 +92,12 @@ def grid_accuracies(
     accounting: str = "last",  # 'last' or 'worst'
     draws: int = 2000,  # of the bootstrap
 ) -> tuple:  # levels, sharpnesses, (1 + draws, I, J) accuracies
-    "Accuracies of the grid: as measured, and resampled. Raises ValueError for an unknown response or a grid that is too small."
+    """Accuracies of the grid: as measured, and resampled.
+    Raises ValueError for an unknown response or a grid that is too small."""
     Ks, alphas, found = grid_cells(record, loss, accounting)
     eps = found[Ks[0], alphas[0]]["eps"]
     radii = {
-        "clean": [i for i, e in enumerate(eps) if e == 0],
-        "largest": [len(eps) - 1],
+        "clean": [i for i, e in enumerate(eps) if e == 0], "largest": [len(eps) - 1],
         "mean": [i for i, e in enumerate(eps) if e > 0],
     }
     if not radii.get(response):

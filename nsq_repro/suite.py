@@ -23,14 +23,8 @@ from .quantization import SoftQuantize
 
 # %% ../nbs/suite.ipynb #df021500
 WORDS = {
-    "backward": "{} backward",
-    "source": "from {}",
-    "restarts": "{} restarts",
-    "steps": "{} steps",
-    "alpha": "α {}",
-    "n_queries": "{} queries",
-    "draws": "{} draws",
-    "samples": "{} samples",
+    "backward": "{} backward", "source": "from {}", "restarts": "{} restarts", "steps": "{} steps", "alpha": "α {}",
+    "n_queries": "{} queries", "draws": "{} draws", "samples": "{} samples",
 }
 
 # %% ../nbs/suite.ipynb #6758c2f1
@@ -196,14 +190,9 @@ def cascade(
     layered = hasattr(nets[name], "quantize")
     attacks = [a for a in attacks if a.applies(name, layered) and (a.source or name) in nets]
     content = {
-        "model": keys[name],
-        "sources": {a.source: keys[a.source] for a in attacks if a.source},
-        "data": data.fingerprint,
-        "attacks": [a.spec() for a in attacks],
-        "radii": list(radii),
-        "before": {f"{r:g}": records.pack(before[r]) for r in radii},
-        "seed": seed,
-        "precision": precision,
+        "model": keys[name], "sources": {a.source: keys[a.source] for a in attacks if a.source},
+        "data": data.fingerprint, "attacks": [a.spec() for a in attacks], "radii": list(radii),
+        "before": {f"{r:g}": records.pack(before[r]) for r in radii}, "seed": seed, "precision": precision,
     }
     head = {"model": name, "eps": list(radii), "n": len(data), "seed": seed, "precision": precision}
 
@@ -300,12 +289,9 @@ def certified(
     layered = hasattr(model, "quantize")
     boxes = boxes if layered else 0  # without a layer every pixel is free, and cutting one of them changes little
     content = {
-        "model": key,
-        "data": data.fingerprint,
-        "radii": list(radii),
+        "model": key, "data": data.fingerprint, "radii": list(radii),
         "boxes": boxes if isinstance(boxes, int) else list(boxes),
-        "attacked": {f"{r:g}": records.pack(attacked[r]) for r in radii},
-        **options,
+        "attacked": {f"{r:g}": records.pack(attacked[r]) for r in radii}, **options,
         **({"alpha": str(model.quantize.alpha)} if layered else {}),
     }
     budget = lambda k: boxes[k] if isinstance(boxes, tuple) else boxes

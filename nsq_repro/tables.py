@@ -38,7 +38,8 @@ def printed_value(
     "What the paper prints for a measured point. Raises ValueError when `paper` mixes data sets."
     if len(names := {p.get("dataset") for p in paper} - {None}) > 1:
         raise ValueError(
-            f"paper holds entries of {sorted(names)}; pass those of one data set, for example records.paper(dataset='mnist')"
+            f"paper holds entries of {sorted(names)}; pass those of one data set, for example "
+            "records.paper(dataset='mnist')"
         )
     for p in paper:
         if (
@@ -58,9 +59,7 @@ def accuracy_rows(
     paper: list[dict] = (),  # entries of `records.paper(dataset=…)`
     accounting: str | None = None,  # 'last', 'worst' or None for both
     eps=None,  # which perturbations, in [0, 1]; None: all
-) -> list[
-    dict
-]:  # model, setting, loss, accounting, eps, measured, low, high (in %), n, printed (in %, or None), claim, scale
+) -> list[dict]:  # model, setting, loss, accounting, eps, measured, low, high (%), n, printed, claim, scale
     "Every measured point with its interval, and the printed number where there is one."
     rows = []
     for s in record["series"]:
@@ -91,7 +90,8 @@ def accuracy_table(
     eps: float | None = None,  # perturbation of the table, in [0, 1]; None: the largest
     eps_unit: float = 1,  # 255: ε is written in grey levels
 ) -> str:  # Markdown
-    "Accuracy (%) of each model and setting, clean and at one ε, with 95 % intervals, beside what the paper prints; scale and n below."
+    """Accuracy (%) of each model and setting, clean and at one ε, with 95 % intervals, beside what the paper prints;
+    scale and n below."""
     eps = max(max(s["eps"]) for s in record["series"]) if eps is None else eps
     size = f"{eps * eps_unit:g}/255" if eps_unit == 255 else f"{eps:g}"
     cells, losses = {}, {}
@@ -105,12 +105,7 @@ def accuracy_table(
             row["printed"] = f"{r['printed']:.2f}"
         losses[r["loss"]] = f"{LOSS_LABELS[r['loss']]}, ε = {size}"
     columns = {
-        "model": "model",
-        "setting": "attack",
-        "clean": "clean",
-        **losses,
-        "printed": f"paper, ε = {size}",
-        "n": "n",
+        "model": "model", "setting": "attack", "clean": "clean", **losses, "printed": f"paper, ε = {size}", "n": "n",
     }
     below = f"Accuracy in %, with 95 % Wilson intervals; {ACCOUNTING_LABELS[accounting]}. {caption(record)}"
     return f"{table_markdown(list(cells.values()), columns)}\n\n{below}"
@@ -118,9 +113,7 @@ def accuracy_table(
 # %% ../nbs/tables.ipynb #b9b823e7
 def cost_rows(
     cost: dict,  # record of `training_cost`: 'specs' and 'seconds_per_iteration', by model; one of the models is nsq
-) -> list[
-    dict
-]:  # model, steps; ms an image and cost relative to nsq, each as the median, least and most over the turns
+) -> list[dict]:  # model, steps; ms an image and ratio to nsq, each median, least and most over the turns
     "Training cost per image, beside that of NSQ."
     per_image = {
         m: [s / cost["specs"][m]["batch_size"] for s in times] for m, times in cost["seconds_per_iteration"].items()
@@ -133,8 +126,7 @@ def cost_rows(
             ("ratio", [t / nsq for t, nsq in zip(times, per_image["nsq"])]),
         ):
             row |= {
-                name: round(median(values), 4),
-                f"{name}_low": round(min(values), 4),
+                name: round(median(values), 4), f"{name}_low": round(min(values), 4),
                 f"{name}_high": round(max(values), 4),
             }
         rows.append(row)
@@ -151,17 +143,13 @@ def cost_table(
     )
     cells = [
         {
-            "model": LABELS.get(r["model"], r["model"]),
-            "steps": r["steps"],
-            "ms": median_range(r, "ms", 2),
+            "model": LABELS.get(r["model"], r["model"]), "steps": r["steps"], "ms": median_range(r, "ms", 2),
             "ratio": median_range(r, "ratio", 1),
         }
         for r in cost_rows(cost)
     ]
     columns = {
-        "model": "model",
-        "steps": "attack steps",
-        "ms": "ms an image, median (range)",
+        "model": "model", "steps": "attack steps", "ms": "ms an image, median (range)",
         "ratio": "cost relative to NSQ",
     }
     turns, printed = (
@@ -171,7 +159,8 @@ def cost_table(
     said = {
         "mnist": lambda: f"{printed('mnist-speedup')} for its two complete runs",
         "cifar": lambda: (
-            f"{printed('cifar-time-nsq')} for NSQ and more than {printed('cifar-time-pgd-defense')} for PGD-Defense, in full"
+            f"{printed('cifar-time-nsq')} for NSQ and more than {printed('cifar-time-pgd-defense')} for PGD-Defense, "
+            "in full"
         ),
     }[experiment]()
     below = f"{turns} turns each; the paper prints {said}. {caption(cost)}"
@@ -191,9 +180,7 @@ def effects_rows(
     record: dict,  # accuracy record; its series have K and alpha
     accounting: str = "last",  # 'last' or 'worst'
     draws: int = 2000,  # of the bootstrap
-) -> list[
-    dict
-]:  # response, loss, effect, size, low, high (points); change, change_low, change_high: from the least to the most of the factor
+) -> list[dict]:  # response, loss, effect; size, change (least to most of the factor) with their ends, in points
     "The grid taken apart, with 95 % intervals. The effect 'K-alpha' is the difference of the two sizes."
     rows = []
     for response, loss in RESPONSES:
@@ -207,14 +194,8 @@ def effects_rows(
             )
             rows.append(
                 {
-                    "response": response,
-                    "loss": loss,
-                    "effect": effect,
-                    "size": size["value"],
-                    "low": size["low"],
-                    "high": size["high"],
-                    "change": change["value"],
-                    "change_low": change["low"],
+                    "response": response, "loss": loss, "effect": effect, "size": size["value"], "low": size["low"],
+                    "high": size["high"], "change": change["value"], "change_low": change["low"],
                     "change_high": change["high"],
                 }
             )
@@ -252,10 +233,15 @@ def effects_sentence(
     )
     rest = max((row[r, l, "interaction"] for r, l in RESPONSES if r != "clean"), key=lambda r: r["size"])
     return (
-        f"On {record['data']['title']} (scale {record['scale']}, n = {s['n']:,}), {head}: of {n} attacked responses $s_K$ is above $s_\\alpha$ in {for_K}, below in {for_alpha}, "
-        f"with intervals that exclude equality. At ε = {eps}, {largest}. From K = {Ks[0]} to {Ks[-1]} accuracy there changes by {change(row['largest', 'ce', 'K'])} on {LOSS_LABELS['ce']}, "
-        f"clean accuracy by {change(row['clean', 'ce', 'K'])}; from α = {alphas[0] / 255:.10g}×255 to {alphas[-1] / 255:.10g}×255 by {change(row['largest', 'ce', 'alpha'])} and {change(row['clean', 'ce', 'alpha'])}. "
-        f"Intervals are over test images. Each cell is one training; what trainings differ by among themselves is in the interaction, up to {size(rest)} points."
+        f"On {record['data']['title']} (scale {record['scale']}, n = {s['n']:,}), {head}: of {n} attacked responses "
+        f"$s_K$ is above $s_\\alpha$ in {for_K}, below in {for_alpha}, "
+        f"with intervals that exclude equality. At ε = {eps}, {largest}. From K = {Ks[0]} to {Ks[-1]} accuracy there "
+        f"changes by {change(row['largest', 'ce', 'K'])} on {LOSS_LABELS['ce']}, "
+        f"clean accuracy by {change(row['clean', 'ce', 'K'])}; from α = {alphas[0] / 255:.10g}×255 to "
+        f"{alphas[-1] / 255:.10g}×255 by {change(row['largest', 'ce', 'alpha'])} and "
+        f"{change(row['clean', 'ce', 'alpha'])}. "
+        "Intervals are over test images. Each cell is one training; what trainings differ by among themselves is in "
+        f"the interaction, up to {size(rest)} points."
     )
 
 # %% ../nbs/tables.ipynb #28adc517
@@ -283,15 +269,13 @@ def effects_table(
                 f"{r['change']:+.1f} ({r['change_low']:+.1f} to {r['change_high']:+.1f})".replace("-", "−")
             )
     columns = {
-        "response": "accuracy",
-        "K": "size of K",
-        "alpha": "size of α",
-        "interaction": "K × α",
-        "K-alpha": "K less α",
-        "change K": "least to most K",
-        "change alpha": "least to most α",
+        "response": "accuracy", "K": "size of K", "alpha": "size of α", "interaction": "K × α", "K-alpha": "K less α",
+        "change K": "least to most K", "change alpha": "least to most α",
     }
-    return f"{table_markdown(list(cells.values()), columns)}\n\nPoints of accuracy, root mean square, with 95 % bootstrap intervals over test images. {caption(record)}\n\n{effects_sentence(record, rows)}"
+    return (
+        f"{table_markdown(list(cells.values()), columns)}\n\nPoints of accuracy, root mean square, with 95 % "
+        f"bootstrap intervals over test images. {caption(record)}\n\n{effects_sentence(record, rows)}"
+    )
 
 # %% ../nbs/tables.ipynb #6b0fa8ff
 def first_images(
@@ -308,9 +292,7 @@ def first_images(
 # %% ../nbs/tables.ipynb #aaa606fb
 def bracket_rows(
     record: dict,  # that of `fig_bracket`
-) -> list[
-    dict
-]:  # model, eps, n, attacked and certified (%) with the ends of their intervals; n_certified, and attacked_there: on these images alone
+) -> list[dict]:  # model, eps, n, attacked, certified (%, with ends); n_certified, attacked_there: on these images
     "The bracket as numbers."
     found, rows = {(s["model"], s["accounting"]): s for s in record["series"]}, []
     for m in in_order(m for m, _ in found):
@@ -324,11 +306,7 @@ def bracket_rows(
             }
             rows.append(
                 {
-                    "model": m,
-                    "eps": e,
-                    "n": top["n"],
-                    **sides,
-                    "n_certified": there,
+                    "model": m, "eps": e, "n": top["n"], **sides, "n_certified": there,
                     "attacked_there": round(100 * first_images(top, there)["accuracy"][i], 2) if there else None,
                 }
             )
@@ -338,7 +316,8 @@ def bracket_rows(
 def bracket_table(
     record: dict,  # that of `fig_bracket`
 ) -> str:  # Markdown
-    "Certified to attacked accuracy (%) of each model at each ε; where proofs were tried on fewer images, these have a row of their own."
+    """Certified to attacked accuracy (%) of each model at each ε; where proofs were tried on fewer images,
+    these have a row of their own."""
     unit, cells = record["eps_unit"], {}
 
     def put(r, n, text):
@@ -352,11 +331,13 @@ def bracket_table(
         if r["n_certified"] != r["n"]:
             put(r, r["n"], f"≤ {r['attacked']:.1f}")
     columns = {
-        "model": "model",
-        **{k: f"ε = {k}" for k in next(iter(cells.values())) if k not in ("model", "n")},
+        "model": "model", **{k: f"ε = {k}" for k in next(iter(cells.values())) if k not in ("model", "n")},
         "n": "images",
     }
-    return f"{table_markdown(list(cells.values()), columns)}\n\nRobust accuracy in %, from proven to not broken, or not broken only; the intervals are in the csv file. {caption(record)}"
+    return (
+        f"{table_markdown(list(cells.values()), columns)}\n\nRobust accuracy in %, from proven to not broken, or not "
+        f"broken only; the intervals are in the csv file. {caption(record)}"
+    )
 
 # %% ../nbs/tables.ipynb #92f21572
 def free_table(
@@ -376,9 +357,7 @@ def free_table(
         table_markdown(
             cells,
             {
-                "eps": "ε",
-                "free": "can move",
-                "crossing": "can cross a threshold",
+                "eps": "ε", "free": "can move", "crossing": "can cross a threshold",
                 "few": f"% of images with at most {rows[0]['limit']} such",
             },
         )
@@ -397,9 +376,8 @@ def suite_table(
             cells.setdefault(r["attack"], {"attack": r["attack"]})[r["model"]] = f"{r['broken']} of {r['given']}"
         total = cells.pop("all", None)
         columns = {"attack": "attack", **{m: LABELS.get(m, m) for m in in_order(r["model"] for r in rows)}}
-        parts.append(
-            f"**ε = {eps_text(e, record['eps_unit'])}**\n\n{table_markdown([*cells.values(), *([total] if total else [])], columns)}"
-        )
+        table = table_markdown([*cells.values(), *([total] if total else [])], columns)
+        parts.append(f"**ε = {eps_text(e, record['eps_unit'])}**\n\n{table}")
     return "\n\n".join(
         [*parts, f"Images broken, of those that all attacks above left and the attack was given. {caption(record)}"]
     )
@@ -409,12 +387,8 @@ def arithmetic_rows(record) -> list[dict]:
     "Shares of zero gradients and accuracies under four gradients, in one list."
     return [
         {
-            "model": r["model"],
-            "eps": r["eps"],
-            "gradient": r.get("gradient", "float32, by cause"),
-            "zero": r["zero"],
-            **{k: r.get(k) for k in ("upper", "lower", "behind", "correct")},
-            "n": r["n"],
+            "model": r["model"], "eps": r["eps"], "gradient": r.get("gradient", "float32, by cause"),
+            "zero": r["zero"], **{k: r.get(k) for k in ("upper", "lower", "behind", "correct")}, "n": r["n"],
         }
         for r in [*record["zero"], *record["gradients"]]
     ]
@@ -427,19 +401,15 @@ def arithmetic_table(
     unit, percent = record["eps_unit"], lambda v: f"{100 * v:.1f}"
     zero = [
         {
-            "model": LABELS[r["model"]],
-            "eps": eps_text(r["eps"], unit),
+            "model": LABELS[r["model"]], "eps": eps_text(r["eps"], unit),
             **{k: percent(r[k]) for k in ("zero", "upper", "lower", "behind")},
         }
         for r in record["zero"]
     ]
     pgd = [
         {
-            "model": LABELS[r["model"]],
-            "eps": eps_text(r["eps"], unit),
-            "gradient": r["gradient"],
-            "zero": percent(r["zero"]),
-            "correct": f"{r['correct']} of {r['n']}",
+            "model": LABELS[r["model"]], "eps": eps_text(r["eps"], unit), "gradient": r["gradient"],
+            "zero": percent(r["zero"]), "correct": f"{r['correct']} of {r['n']}",
         }
         for r in record["gradients"]
     ]
@@ -448,21 +418,14 @@ def arithmetic_table(
             table_markdown(
                 zero,
                 {
-                    "model": "model",
-                    "eps": "ε",
-                    "zero": "zero, % of pixels",
-                    "upper": "saturated above",
-                    "lower": "saturated below",
-                    "behind": "dead behind the layer",
+                    "model": "model", "eps": "ε", "zero": "zero, % of pixels", "upper": "saturated above",
+                    "lower": "saturated below", "behind": "dead behind the layer",
                 },
             ),
             table_markdown(
                 pgd,
                 {
-                    "model": "model",
-                    "eps": "ε",
-                    "gradient": "gradient",
-                    "zero": "zero, %",
+                    "model": "model", "eps": "ε", "gradient": "gradient", "zero": "zero, %",
                     "correct": "correct after PGD",
                 },
             ),
@@ -480,7 +443,10 @@ def sanity_table(
         mark = "ok" if r["ok"] else f'<span style="color:#B5251F">**✗** {r["left"]}; {r["right"]}</span>'
         cells.setdefault(r["check"], {"check": r["check"]})[r["model"]] = mark
     columns = {"check": "check", **{m: LABELS.get(m, m) for m in in_order(r["model"] for r in record["checks"])}}
-    return f"{table_markdown(list(cells.values()), columns)}\n\nNumbers: images classified correctly under each attack. {caption(record)} ε = {eps_text(record['checks'][0]['eps'], record['eps_unit'])}."
+    return (
+        f"{table_markdown(list(cells.values()), columns)}\n\nNumbers: images classified correctly under each attack. "
+        f"{caption(record)} ε = {eps_text(record['checks'][0]['eps'], record['eps_unit'])}."
+    )
 
 # %% ../nbs/tables.ipynb #299325fe
 def hard_table(
@@ -489,20 +455,14 @@ def hard_table(
     "Networks with hard quantization, decided."
     rows = [
         {
-            **r,
-            "model": LABELS.get(r["model"], r["model"]),
-            "eps": eps_text(r["eps"], record["eps_unit"]),
+            **r, "model": LABELS.get(r["model"], r["model"]), "eps": eps_text(r["eps"], record["eps_unit"]),
             "few": f"{r['decided']} of {r['few']}",
         }
         for r in record["hard"]
     ]
     columns = {
-        "model": "model, α = ∞",
-        "eps": "ε",
-        "pixels": "free pixels, mean",
-        "few": f"decided, of those with at most {record['hard'][0]['limit']}",
-        "robust": "robust",
-        "broken": "broken",
+        "model": "model, α = ∞", "eps": "ε", "pixels": "free pixels, mean",
+        "few": f"decided, of those with at most {record['hard'][0]['limit']}", "robust": "robust", "broken": "broken",
         "open": "open",
     }
     return f"{table_markdown(rows, columns)}\n\n{caption(record)}"
@@ -517,9 +477,14 @@ def time_sentence(
     whole = {r["model"]: r for r in rows}  # those under every attack come last
     nsq, bits = whole["nsq"], lambda r: records.unpack(r["outcomes"], r["n"])
     say = lambda r: (
-        f"{LABELS[r['model']]} keeps {100 * r['accuracy']:.1f} % ({100 * r['low']:.1f}–{100 * r['high']:.1f}) after {r['seconds']:,.0f} s of training ({r['iterations']:,} iterations{'' if r['suite'] else '; box attack only'})"
+        f"{LABELS[r['model']]} keeps {100 * r['accuracy']:.1f} % ({100 * r['low']:.1f}–{100 * r['high']:.1f}) after "
+        f"{r['seconds']:,.0f} s of training ({r['iterations']:,} "
+        f"iterations{'' if r['suite'] else '; box attack only'})"
     )
-    where = f"on {nsq['n']:,} images of {record['data']['title']} at ε = {eps_text(e, record['eps_unit'])}, under every attack together"
+    where = (
+        f"on {nsq['n']:,} images of {record['data']['title']} at ε = {eps_text(e, record['eps_unit'])}, under every "
+        "attack together"
+    )
     rivals = [r for r in rows if r["model"] in ("pgd", "fgsm_rs") and r["seconds"] <= nsq["seconds"]]
     end = f" ({record['provenance']['device']}, scale {record['scale']})."
     if not rivals:
@@ -528,16 +493,15 @@ def time_sentence(
     d = paired_difference(bits(best), bits(nsq))
     verdict = "Yes" if d["low"] > 0 else "No" if d["high"] < 0 else "Not decided"
     return (
-        f"Is training with an adversary worth its time? {verdict}: {where}, {say(nsq)}, {say(best)}, which needs no more time, a difference of "
+        f"Is training with an adversary worth its time? {verdict}: {where}, {say(nsq)}, {say(best)}, which needs no "
+        "more time, a difference of "
         f"{100 * d['value']:+.1f} points (95 % interval {100 * d['low']:+.1f} to {100 * d['high']:+.1f}){end}"
     )
 
 # %% ../nbs/tables.ipynb #b098bce8
 def pixel_rows(
     record: dict,  # of `pixel_record`
-) -> list[
-    dict
-]:  # count, eps, mean number a image; share, low, high, most (in % of the pixels); few (in % of the images)
+) -> list[dict]:  # count, eps, mean; share, low, high, most (% of the pixels); few (% of the images)
     "Shares of pixels, with 95 % intervals over images."
     rows, n, pixels = [], record["data"]["n"], record["pixels"]
     for c in record["counts"]:
@@ -566,19 +530,14 @@ def pixel_table(
     rows = pixel_rows(record)
     cells = [
         {
-            "what": words[r["count"]].format(r["eps"] or 0),
-            "mean": f"{r['mean']:.1f}",
-            "share": f"{r['share']:.2f} ({r['low']:.2f} to {r['high']:.2f})",
-            "most": f"{r['most']:.1f}",
+            "what": words[r["count"]].format(r["eps"] or 0), "mean": f"{r['mean']:.1f}",
+            "share": f"{r['share']:.2f} ({r['low']:.2f} to {r['high']:.2f})", "most": f"{r['most']:.1f}",
             "few": f"{r['few']:.1f}",
         }
         for r in rows
     ]
     columns = {
-        "what": "pixels",
-        "mean": "mean number",
-        "share": "share of pixels, %",
-        "most": "largest in an image, %",
+        "what": "pixels", "mean": "mean number", "share": "share of pixels, %", "most": "largest in an image, %",
         "few": f"images with at most {record['few']}, %",
     }
     below = f"Intervals: 95 %, over images, each of {record['pixels']} pixels. {records.caption(record)}"
@@ -608,15 +567,16 @@ def gradient_table(
         }
         for r in rows
     ]
-    below = f"Largest entry of the gradient behind the layer, at images with noise of ±{record['radius']:g}. {records.caption(record)}"
+    below = (
+        f"Largest entry of the gradient behind the layer, at images with noise of ±{record['radius']:g}. "
+        f"{records.caption(record)}"
+    )
     return f"{records.table_markdown(cells, {'model': 'model', 'median': 'median (quartiles)'})}\n\n{below}", rows
 
 # %% ../nbs/tables.ipynb #b495345e
 def variants_rows(
     record: dict,  # of `variants.variants_record`
-) -> list[
-    dict
-]:  # variant, iterations, seconds (median, fastest and slowest turn), n, accuracies (%) by ε with their intervals, difference to NSQ at the largest ε in points
+) -> list[dict]:  # variant, iterations, seconds, n, accuracies (%) by ε, difference to NSQ in points
     "The variants as numbers."
     last, rows = lambda s: records.unpack(s["outcomes"][-1], s["n"]), []
     (plain,) = (s for s in record["series"] if s["model"] == "nsq")
@@ -633,16 +593,9 @@ def variants_rows(
         }
         rows.append(
             {
-                "variant": s["model"],
-                "label": v["label"],
-                "direction": v["direction"],
-                "iterations": v["iterations"],
-                "seconds": round(median(v["seconds"]), 1),
-                "fastest": min(v["seconds"]),
-                "slowest": max(v["seconds"]),
-                "n": s["n"],
-                **ends,
-                **less,
+                "variant": s["model"], "label": v["label"], "direction": v["direction"],
+                "iterations": v["iterations"], "seconds": round(median(v["seconds"]), 1),
+                "fastest": min(v["seconds"]), "slowest": max(v["seconds"]), "n": s["n"], **ends, **less,
             }
         )
     return rows
@@ -659,28 +612,25 @@ def variants_table(
     eps, cells = record["series"][0]["eps"], []
     for r in variants_rows(record):
         cell = {
-            "label": r["label"],
-            "iterations": r["iterations"],
-            "seconds": f"{r['seconds']:,.0f}",
+            "label": r["label"], "iterations": r["iterations"], "seconds": f"{r['seconds']:,.0f}",
             "less": "" if r["less nsq"] is None else _signed(r),
         }
         cells.append(
             cell | {f"{e:g}": f"{r[f'accuracy {e:g}']:.1f} ({r[f'low {e:g}']:.1f}–{r[f'high {e:g}']:.1f})" for e in eps}
         )
     columns = {
-        "label": "variant",
-        "iterations": "iterations",
-        "seconds": "training (s)",
-        **{f"{e:g}": f"ε = {e:g}" if e else "clean" for e in eps},
-        "less": f"less NSQ at {eps[-1]:g}, points",
+        "label": "variant", "iterations": "iterations", "seconds": "training (s)",
+        **{f"{e:g}": f"ε = {e:g}" if e else "clean" for e in eps}, "less": f"less NSQ at {eps[-1]:g}, points",
     }
-    return f"{table_markdown(cells, columns)}\n\nAccuracy in %, union of box attacks with {len(record['attack']['box'])} losses, with 95 % intervals; differences paired. Training time: seconds per iteration on {record['timed']['device']}, variants taking turns, times iterations. {caption(record)}"
+    return (
+        f"{table_markdown(cells, columns)}\n\nAccuracy in %, union of box attacks with "
+        f"{len(record['attack']['box'])} losses, with 95 % intervals; differences paired. Training time: seconds per "
+        f"iteration on {record['timed']['device']}, variants taking turns, times iterations. {caption(record)}"
+    )
 
 # %% ../nbs/tables.ipynb #cb007d65
 DIRECTION_LABELS = {
-    "layer": "A threshold from the pixel values",
-    "samples": "FGSM samples in training",
-    "noise": "Other noise",
+    "layer": "A threshold from the pixel values", "samples": "FGSM samples in training", "noise": "Other noise",
 }
 
 
@@ -699,10 +649,16 @@ def variants_sentence(
     for d, title in DIRECTION_LABELS.items():
         own = sorted((r for r in rows if r["direction"] == d), key=lambda r: -r["less nsq"])
         if own:
-            text = f"* **{title}.** Points of accuracy above NSQ: {'; '.join(map(say, own))}. Does it help here? {_verdict(own).capitalize()}"
+            text = (
+                f"* **{title}.** Points of accuracy above NSQ: {'; '.join(map(say, own))}. Does it help here? "
+                f"{_verdict(own).capitalize()}"
+            )
             cheap = [r for r in own if r["seconds"] <= 1.1 * plain["seconds"]]
             if d == "samples" and cheap:
-                text += f". And at NSQ's training time (of {len(own)}, {len(cheap)} with at most a tenth more)? {_verdict(cheap).capitalize()}"
+                text += (
+                    f". And at NSQ's training time (of {len(own)}, {len(cheap)} with at most a tenth more)? "
+                    f"{_verdict(cheap).capitalize()}"
+                )
             lines.append(f"{text}.")
     others = [r for r in rows if not r["direction"] and r is not plain]
     again = [r for r in rows if r["direction"] == "training"]
@@ -716,16 +672,21 @@ def variants_sentence(
         )
     clean = [r["accuracy 0"] for r in rows if r["direction"] in DIRECTION_LABELS]
     ends = (
-        f" Clean accuracy of the variants lies between {min(clean):.1f} and {max(clean):.1f} %, that of NSQ is {plain['accuracy 0']:.1f} %."
+        f" Clean accuracy of the variants lies between {min(clean):.1f} and {max(clean):.1f} %, that of NSQ is "
+        f"{plain['accuracy 0']:.1f} %."
         if clean
         else ""
     )
     n = sum(r["less nsq"] is not None for r in rows)
     return (
-        f"On the first {plain['n']:,} test images of {record['data']['title']}, at ε = {e}, NSQ keeps {plain[f'accuracy {e}']:.1f} % ({plain[f'low {e}']:.1f}–{plain[f'high {e}']:.1f}) "
+        f"On the first {plain['n']:,} test images of {record['data']['title']}, at ε = {e}, NSQ keeps "
+        f"{plain[f'accuracy {e}']:.1f} % ({plain[f'low {e}']:.1f}–{plain[f'high {e}']:.1f}) "
         f"after {plain['seconds']:,.0f} s of training on {record['timed']['device']}.{ends}\n\n"
         + "\n".join(lines)
-        + f"\n\nOne training each, and {n} comparisons at 95 % each: what lies just beside 0 may be chance, and an interval does not cover other trainings (scale {record['scale']})."
+        + (
+            f"\n\nOne training each, and {n} comparisons at 95 % each: what lies just beside 0 may be chance, and an "
+            f"interval does not cover other trainings (scale {record['scale']})."
+        )
     )
 
 # %% ../nbs/tables.ipynb #284785c8
@@ -736,17 +697,24 @@ def thresholds_sentence(
     own = [c for c in record["curves"] if c["name"] == record["data"]["name"]]
     wide, narrow, small = own[-1], own[0], lambda c: f"{c['values'] * (c['share_half'] - c['share_best']):.1f}"
     best = lambda c: (
-        f"τ = {c['best']:.3f} ({100 * c['share_best']:.2f} % of the values instead of {100 * c['share_half']:.2f} % at ½, {small(c)} fewer of the {c['values']:,} of an image)"
+        f"τ = {c['best']:.3f} ({100 * c['share_best']:.2f} % of the values instead of {100 * c['share_half']:.2f} % "
+        f"at ½, {small(c)} fewer of the {c['values']:,} of an image)"
     )
     others, peak = [c for c in record["curves"] if c["name"] == "cifar10"], record["peaks"][own[0]["name"]]
     rest = (
         f" In {others[0]['title']}, likewise with one threshold: "
         + "; ".join(
-            f"within {round(255 * c['radius'])}/255 of ½ lie {100 * c['share_half']:.2f} %, of τ = {c['best']:.3f} {100 * c['share_best']:.2f} %"
+            f"within {round(255 * c['radius'])}/255 of ½ lie {100 * c['share_half']:.2f} %, of τ = {c['best']:.3f} "
+            f"{100 * c['share_best']:.2f} %"
             for c in others
         )
         + "."
         if others
         else ""
     )
-    return f"In the training images of {own[0]['title']}, fewest values lie within {wide['radius']:g} of {best(wide)}, and within {narrow['radius']:g} of {best(narrow)}; the most frequent grey level between is {peak['level']}, with {100 * peak['share']:.2f} % of the values. The layer is trained with the first, τ = {record['chosen']:.3f}.{rest}"
+    return (
+        f"In the training images of {own[0]['title']}, fewest values lie within {wide['radius']:g} of {best(wide)}, "
+        f"and within {narrow['radius']:g} of {best(narrow)}; the most frequent grey level between is "
+        f"{peak['level']}, with {100 * peak['share']:.2f} % of the values. The layer is trained with the first, τ = "
+        f"{record['chosen']:.3f}.{rest}"
+    )

@@ -132,14 +132,9 @@ class Recipe(NamedTuple):
 # %% ../nbs/training.ipynb #e04c773a
 LAYER, ADVERSARY = ("K", "alpha"), ("eps", "steps", "step_size")
 RECIPES = {
-    "natural": Recipe(),
-    "noisy": Recipe(("noise",)),
-    "sq": Recipe(LAYER),
-    "nsq": Recipe((*LAYER, "noise")),
-    "pgd": Recipe(ADVERSARY),
-    "fgsm_rs": Recipe(ADVERSARY, one_step=True, clip_start=False),
-    "stability": Recipe((*LAYER, "noise", "stability")),
-    "l1": Recipe(("l1",)),
+    "natural": Recipe(), "noisy": Recipe(("noise",)), "sq": Recipe(LAYER), "nsq": Recipe((*LAYER, "noise")),
+    "pgd": Recipe(ADVERSARY), "fgsm_rs": Recipe(ADVERSARY, one_step=True, clip_start=False),
+    "stability": Recipe((*LAYER, "noise", "stability")), "l1": Recipe(("l1",)),
     "nsq_fgsm": Recipe((*LAYER, *ADVERSARY), one_step=True),
     "nsq_box": Recipe((*LAYER, *ADVERSARY), one_step=True, behind=True),
 }
@@ -334,7 +329,8 @@ def stability_loss(
     weight: float = 1.0,  # λ, at least 0
     generator: torch.Generator | None = None,  # of the noise, on the device of x
 ) -> Tensor:  # mean loss, a scalar to differentiate; gradients flow through both outputs
-    "Loss of stability training, @eq-stability-loss, by one pass over natural and noisy images together. Raises ValueError for a negative weight."
+    """Loss of stability training, @eq-stability-loss, by one pass over natural and noisy images together.
+    Raises ValueError for a negative weight."""
     if weight < 0:
         raise ValueError(f"weight={weight!r} is not possible; it must be at least 0")
     u = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -517,14 +513,10 @@ def _values(spec, data, model, done, device):
     "What the record of a finished training run says."
     seconds = done["seconds"]
     return {
-        "spec": records.spec_dict(spec, defaults=True),
-        "data": data.describe(),
-        "losses": done["losses"],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": round(seconds, 2),
+        "spec": records.spec_dict(spec, defaults=True), "data": data.describe(), "losses": done["losses"],
+        "parameters": sum(p.numel() for p in model.parameters()), "seconds": round(seconds, 2),
         "cpu_seconds": round(done["cpu_seconds"], 2),
-        "images_per_second": round(spec.iterations * spec.batch_size / seconds, 1),
-        "seed": spec.seed,
+        "images_per_second": round(spec.iterations * spec.batch_size / seconds, 1), "seed": spec.seed,
         "provenance": records.provenance(device, seconds, done["cpu_seconds"]),
     }
 
@@ -565,9 +557,7 @@ def training_cost(
         n: replace(s, seed=0) for n, s in (specs if isinstance(specs, dict) else {s.model: s for s in specs}).items()
     }
     content = {
-        "specs": {m: records.spec_dict(s) for m, s in specs.items()},
-        "device": records.device_name(device),
-        **how,
+        "specs": {m: records.spec_dict(s) for m, s in specs.items()}, "device": records.device_name(device), **how,
     }
 
     def compute(folder):

@@ -64,25 +64,14 @@ def threshold_record(
 
 # %% ../nbs/variants.ipynb #42c31079
 LABELS = {
-    "nsq": "NSQ",
-    "box": "FGSM behind the layer, ½ the iterations",
-    "fgsm": "FGSM before the layer, ½ the iterations",
-    "signs": "noise: signs",
-    "threshold": "threshold at",
-    "seed": "NSQ, another seed",
-    "gaussian": "noise: Gaussian",
-    "narrow": "noise: radius 0.2",
-    "wide": "noise: radius 0.4",
-    "box-long": "FGSM behind the layer",
-    "fgsm-long": "FGSM before the layer",
-    "fgsm_rs": "FGSM-RS, no layer",
-    "pgd": "PGD-Defense, no layer",
+    "nsq": "NSQ", "box": "FGSM behind the layer, ½ the iterations", "fgsm": "FGSM before the layer, ½ the iterations",
+    "signs": "noise: signs", "threshold": "threshold at", "seed": "NSQ, another seed", "gaussian": "noise: Gaussian",
+    "narrow": "noise: radius 0.2", "wide": "noise: radius 0.4", "box-long": "FGSM behind the layer",
+    "fgsm-long": "FGSM before the layer", "fgsm_rs": "FGSM-RS, no layer", "pgd": "PGD-Defense, no layer",
 }
 DIRECTIONS = {
-    "layer": ("threshold",),
-    "samples": ("box", "fgsm", "box-long", "fgsm-long"),
-    "noise": ("signs", "gaussian", "narrow", "wide"),
-    "training": ("seed",),
+    "layer": ("threshold",), "samples": ("box", "fgsm", "box-long", "fgsm-long"),
+    "noise": ("signs", "gaussian", "narrow", "wide"), "training": ("seed",),
 }
 
 # %% ../nbs/variants.ipynb #26950ef2
@@ -95,17 +84,10 @@ def specs(
     step, half = dict(noise=0.0, eps=n.noise, steps=1, step_size=1.25 * n.noise), max(1, n.iterations // 2)
     box, fgsm = (replace(n, model=m, **step) for m in ("nsq_box", "nsq_fgsm"))
     return {
-        "nsq": n,
-        "box": replace(box, iterations=half),
-        "fgsm": replace(fgsm, iterations=half),
-        "signs": replace(n, noise_shape="signs"),
-        "threshold": replace(n, shift=round(tau - 0.5, 6)),
-        "seed": replace(n, seed=n.seed + 1),
-        "gaussian": replace(n, noise_shape="gaussian"),
-        "narrow": replace(n, noise=0.2),
-        "wide": replace(n, noise=0.4),
-        "box-long": box,
-        "fgsm-long": fgsm,
+        "nsq": n, "box": replace(box, iterations=half), "fgsm": replace(fgsm, iterations=half),
+        "signs": replace(n, noise_shape="signs"), "threshold": replace(n, shift=round(tau - 0.5, 6)),
+        "seed": replace(n, seed=n.seed + 1), "gaussian": replace(n, noise_shape="gaussian"),
+        "narrow": replace(n, noise=0.2), "wide": replace(n, noise=0.4), "box-long": box, "fgsm-long": fgsm,
         **{m: base[m] for m in ("fgsm_rs", "pgd")},
     }
 
@@ -215,8 +197,7 @@ def variants_record(
         kept[name] = {
             "label": LABELS[name] + (f" {0.5 + spec.shift:.3f}" if name == "threshold" else ""),
             "direction": next((d for d, names in DIRECTIONS.items() if name in names), ""),
-            "spec": records.spec_dict(spec, defaults=True),
-            "hash": out["trained"][name]["hash"],
+            "spec": records.spec_dict(spec, defaults=True), "hash": out["trained"][name]["hash"],
             "iterations": spec.iterations,
             "seconds": [round(s * spec.iterations, 2) for s in out["cost"]["seconds_per_iteration"][name]],
             "rows": f["rows"],
