@@ -46,14 +46,8 @@ def _training(plain, pgd, fgsm_rs):
 # %% ../nbs/cifar.ipynb #3db2d5bd
 PRESETS = {
     "smoke": dict(
-        COMMON,
-        dataset="photos",
-        network="cifar_tiny",
-        models=ALL[:4],
-        n_test=100,
-        eps=(0.0, 4 / 255, 8 / 255),
-        steps=10,
-        step_size=2 / 255,
+        COMMON, dataset="photos", network="cifar_tiny", models=ALL[:4], n_test=100,
+        eps=(0.0, 4 / 255, 8 / 255), steps=10, step_size=2 / 255,
         training=_training(
             dict(SGD, schedule="onecycle", batch_size=50, iterations=60),
             dict(SGD, schedule="onecycle", batch_size=50, iterations=40, steps=3, step_size=4 / 255),
@@ -61,13 +55,8 @@ PRESETS = {
         ),
     ),
     "cpu": dict(
-        COMMON,
-        dataset="cifar10",
-        network="cifar_tiny",
-        n_test=500,
-        eps=RADII,
-        steps=20,
-        step_size=2 / 255,
+        COMMON, dataset="cifar10", network="cifar_tiny",
+        n_test=500, eps=RADII, steps=20, step_size=2 / 255,
         training=_training(
             dict(SGD, schedule="onecycle", precision="bf16", iterations=2340),
             dict(SGD, schedule="onecycle", precision="bf16", iterations=1170, steps=10, step_size=2 / 255),

@@ -9,6 +9,7 @@ __all__ = ['AUTOATTACK', 'STANDARD', 'CHECKS', 'log_slope', 'closed_form', 'zero
 
 # %% ../nbs/exact.ipynb #c26ce1de
 import copy
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -279,10 +280,8 @@ def climb(
     target: Tensor | None = None,  # (N,) classes; then the loss is how far the target leads the true class
 ) -> Outcome:  # images that broke an example, or else its best iterate
     "One search over the box, @eq-exact-step."
-    out, ok, best, first = (
-        torch.empty_like(box.x), torch.ones_like(y, dtype=torch.bool),
-        torch.full_like(box.x.flatten(1)[:, 0], -math.inf), None,
-    )
+    out, ok, first = torch.empty_like(box.x), torch.ones_like(y, dtype=torch.bool), None
+    best = torch.full_like(box.x.flatten(1)[:, 0], -math.inf)
     s, marks = {"i": torch.arange(len(y), device=y.device), "u": u, "old": u}, _checkpoints(steps)
     for k in range(steps + 3):
         if k == steps + 1:
@@ -293,10 +292,8 @@ def climb(
         x, logits, f, s["g"] = _look(box.take(i), s["u"], y[i], loss, None if target is None else target[i])
         if k == 0:
             first, s["eta"] = f, torch.ones_like(f).view(-1, *[1] * (u.ndim - 1))
-            s.update(
-                f=f, top=torch.full_like(f, -math.inf), mark=f, rises=torch.zeros_like(f),
-                halved=torch.ones_like(f, dtype=torch.bool), u_top=u, g_top=s["g"],
-            )
+            s.update(f=f, top=torch.full_like(f, -math.inf), mark=f, rises=torch.zeros_like(f))
+            s.update(halved=torch.ones_like(f, dtype=torch.bool), u_top=u, g_top=s["g"])
         s["rises"], s["f"], up = s["rises"] + (f > s["f"]), f, (f > s["top"])
         wide, wrong = up.view(-1, *[1] * (u.ndim - 1)), logits.argmax(1) != y[i]
         s["top"] = best[i] = torch.where(up, f, s["top"])
@@ -310,6 +307,13 @@ def climb(
         elif k < steps:
             s["u"] = (s["u"] + step_size * s["g"].sign()).clamp(0, 1)
     return Outcome(out, ok, first, best)
+
+# %% ../nbs/exact.ipynb #10dff89b
+def _base_loss(loss, method):
+    "The loss that a targeted search is judged by. Raises ValueError for an unknown method."
+    if method not in ("pgd", "apgd"):
+        raise ValueError(f"method={method!r} is unknown; choose 'pgd' or 'apgd'")
+    return "cw" if loss == "targeted" else loss
 
 # %% ../nbs/exact.ipynb #ea8f58d5
 @full_precision
@@ -328,9 +332,7 @@ def zbox(
     index: Tensor | None = None,  # (N,) int64 place of each image in its data set, which its starts depend on
 ) -> Outcome:  # the last judgement is that of the whole network on the image
     "The box attack: over all the layer can output within ε. Raises ValueError. Call `model.eval()` first."
-    if method not in ("pgd", "apgd"):
-        raise ValueError(f"method={method!r} is unknown; choose 'pgd' or 'apgd'")
-    base = "cw" if loss == "targeted" else loss
+    base = _base_loss(loss, method)
     counts = dict(steps=(steps, 1), restarts=(restarts, 1), targets=(targets, 1), step_size=(step_size, 0))
     x, y, e = check_inputs(model, x, y, eps, base, **counts)
     index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
@@ -340,7 +342,7 @@ def zbox(
         first = -margin(logits, y) if loss == "targeted" else LOSSES[base](logits, y)
         best, movable = first.clone(), box.free.flatten(1).any(1)
         wrong = logits.scatter(1, y[:, None], -math.inf).topk(min(targets, logits.shape[1] - 1), 1).indices
-        for r, goal in [(r, g) for r in range(restarts) for g in (wrong.T if loss == "targeted" else [None])]:
+        for r, goal in itertools.product(range(restarts), wrong.T if loss == "targeted" else [None]):
             i = (ok & movable).nonzero()[:, 0]
             if not len(i):
                 break
@@ -657,7 +659,7 @@ CHECKS = (  # what is checked, attack, '≤' or '≈', attack
     ("box and input attack agree", "box", "≈", "iterative"),
 )
 
-
+# %% ../nbs/exact.ipynb #827c076e
 def sanity(
     records: list,  # of `sanity_record`, or one of them
     tolerance: float = 0.05,  # what counts as little: a fraction of the images

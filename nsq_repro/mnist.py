@@ -35,7 +35,7 @@ def _training(plain, pgd, fgsm_rs):
     "Fields of TrainSpec for each model; those without an adversary share one budget."
     return {**{m: plain for m in ("natural", "noisy", "sq", "nsq", "stability", "l1")}, "pgd": pgd, "fgsm_rs": fgsm_rs}
 
-
+# %% ../nbs/mnist.ipynb #a5d0e894
 PRESETS = {
     "smoke": dict(
         COMMON,

@@ -437,6 +437,12 @@ def level_looks(
         for i, K in enumerate(Ks)
     }
 
+# %% ../nbs/plots.ipynb #b994d1b3
+def _levels_title(setting, loss, alpha):
+    "Title of a panel; the font has no sign for infinity."
+    title = f"{SETTING_LABELS[setting]} on {LOSS_LABELS[loss]}, $\\alpha={alpha / 255:.10g}$×255"
+    return title.replace("∞", r"$_\infty$")
+
 # %% ../nbs/plots.ipynb #818e8ddd
 @styled
 def fig_levels(
@@ -448,37 +454,24 @@ def fig_levels(
 ) -> mpl.figure.Figure:
     """Figures 5 to 7: accuracy (%) of NSQ against ε, one curve for each K, with 95 % Wilson bands.
     Raises ValueError where a loss has no curve."""
-    panels = {
-        l: sorted(
-            (s for s in record["series"] if (s["loss"], s["accounting"]) == (l, accounting)), key=lambda s: s["K"]
-        )
-        for l in losses
-    }
+    own = lambda loss: [s for s in record["series"] if (s["loss"], s["accounting"]) == (loss, accounting)]
+    panels = {loss: sorted(own(loss), key=lambda s: s["K"]) for loss in losses}
     if not all(panels.values()):
         raise ValueError(
             f"no series for loss {[l for l in losses if not panels[l]][0]!r}, accounting {accounting!r}; the record "
             f"has {sorted({(s['loss'], s['accounting']) for s in record['series']})}"
         )
-    looks, own = level_looks([s["K"] for s in record["series"]]), printed_levels()
+    looks, main = level_looks([s["K"] for s in record["series"]]), printed_levels()
     ticks = np.asarray(next(iter(panels.values()))[0]["eps"]) * eps_unit
     fig, axes = plt.subplots(1, len(losses), figsize=(7, 3.1), sharey=True, squeeze=False)
     for ax, (loss, curves) in zip(axes.flat, panels.items()):
         for s in curves:
             _curve(ax, s, looks[s["K"]], eps_unit)
-        _printed_points(
-            ax, [s for s in curves if (s["K"], s["alpha"]) == own], paper, {"nsq": looks.get(own[0])}, eps_unit
-        )
+        printed = [s for s in curves if (s["K"], s["alpha"]) == main]
+        _printed_points(ax, printed, paper, {"nsq": looks.get(main[0])}, eps_unit)
         ax.set(
-            title=(
-                f"{SETTING_LABELS[curves[0]['setting']]} on {LOSS_LABELS[loss]}, "
-                f"$\\alpha={record['spec']['alpha'] / 255:.10g}$×255"
-            ).replace(
-                "∞", r"$_\infty$"
-            ),
-            xticks=ticks,
-            ylim=(0, 100),
-            xlim=(ticks.min(), ticks.max()),
-            xlabel="$\\varepsilon$ (grey levels of 255)",
+            title=_levels_title(curves[0]["setting"], loss, record["spec"]["alpha"]), xticks=ticks, ylim=(0, 100),
+            xlim=(ticks.min(), ticks.max()), xlabel="$\\varepsilon$ (grey levels of 255)",
         )
     axes[0, 0].set_ylabel("accuracy (%)")
     handles = [Line2D([], [], color=k["color"], marker=k["marker"], mew=0, label=k["label"]) for k in looks.values()]

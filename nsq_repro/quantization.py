@@ -225,9 +225,8 @@ class SoftQuantize(nn.Module):
         _check(K, alpha, vmin, vmax)
         if not abs(shift) < (vmax - vmin) / 2:
             raise ValueError(f"shift must be less than half of the range {vmin:g} to {vmax:g}, got {shift!r}")
-        self.K, self.alpha, self.vmin, self.vmax, self.shift = (
-            int(K), float(alpha), float(vmin), float(vmax), float(shift),
-        )
+        self.K, self.alpha, self.shift = int(K), float(alpha), float(shift)
+        self.vmin, self.vmax = float(vmin), float(vmax)
 
     def _args(self):
         return self.K, self.alpha, self.vmin, self.vmax
@@ -256,6 +255,5 @@ class SoftQuantize(nn.Module):
         return tuple(self((x + way * r).clamp(self.vmin, self.vmax)) for way in (-1, 1))
 
     def extra_repr(self):
-        return f"K={self.K}, alpha={self.alpha}, vmin={self.vmin}, vmax={self.vmax}" + (
-            f", shift={self.shift}" if self.shift else ""
-        )
+        shift = f", shift={self.shift}" if self.shift else ""
+        return f"K={self.K}, alpha={self.alpha}, vmin={self.vmin}, vmax={self.vmax}{shift}"

@@ -27,6 +27,19 @@ WORDS = {
     "n_queries": "{} queries", "draws": "{} draws", "samples": "{} samples",
 }
 
+# %% ../nbs/suite.ipynb #e61dff37
+def _attack_rules(a):
+    "What each field of an `Attack` may be."
+    counts = ("steps", "restarts", "n_queries", "draws", "samples", "n")
+    known = ("zbox", "pgd", "flips", *STANDARD)
+    whole = lambda v: v is None or (type(v) is int and v >= 1)
+    return {
+        "attack": (a.attack in known, f"one of {', '.join(known)}"),
+        "alpha": (a.alpha is None or a.alpha > 0, "a positive number"),
+        "backward": (a.backward in (None, "raw", "ste"), "'raw' or 'ste'"),
+        **{k: (whole(getattr(a, k)), "a whole number, at least 1") for k in counts},
+    }
+
 # %% ../nbs/suite.ipynb #6758c2f1
 @dataclass(frozen=True)
 class Attack:
@@ -43,29 +56,18 @@ class Attack:
     n_queries: int | None = None  # of square
     draws: int | None = None  # of eot
     samples: int | None = None  # of spsa
-    targets: int | None = None  # classes of a targeted search
     n: int | None = None  # only the first n of the images that are left
 
     def __post_init__(self):
-        counts = ("steps", "restarts", "n_queries", "draws", "samples", "targets", "n")
-        known = ("zbox", "pgd", "flips", *STANDARD)
-        whole = lambda v: v is None or (type(v) is int and v >= 1)
-        rules = {
-            "attack": (self.attack in known, f"one of {', '.join(known)}"),
-            "alpha": (self.alpha is None or self.alpha > 0, "a positive number"),
-            "backward": (self.backward in (None, "raw", "ste"), "'raw' or 'ste'"),
-            **{k: (whole(getattr(self, k)), "a whole number, at least 1") for k in counts},
-        }
-        records.check_fields(self, rules)
+        records.check_fields(self, _attack_rules(self))
 
-    def spec(self) -> dict:
-        "What stands in a record: the fields that are given."
+    def spec(self) -> dict:  # the fields that are given, as they stand in a record
         return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
 
     def label(self) -> str:
         "In words, for example 'zbox cw' or 'transfer from natural'."
-        rest = {k: v for k, v in self.spec().items() if k not in ("attack", "n", "targets", "step_size")}
-        return " ".join([self.attack, *(WORDS.get(k, "{}").format(v) for k, v in rest.items())])
+        words = [WORDS.get(k, "{}").format(v) for k, v in self.options().items() if k != "step_size"]
+        return " ".join([self.attack, *words])
 
     def options(self) -> dict:
         "Arguments of the function that runs it."
@@ -73,8 +75,8 @@ class Attack:
 
     def goes_around(self) -> bool:
         "Whether it needs a layer: goes around it, searches over its levels or changes its sharpness."
-        around = self.attack in ("flips", "annealed") or self.alpha is not None or self.backward == "ste"
-        return around or self.setting not in (None, "pgd")
+        own = self.attack in ("flips", "annealed") or self.alpha is not None
+        return own or self.backward == "ste" or self.setting not in (None, "pgd")
 
     def applies(
         self,
@@ -82,7 +84,7 @@ class Attack:
         layered: bool,  # whether it has a quantization layer
     ) -> bool:
         "Whether it says something about a model that another in the list does not say already."
-        through = self.attack == "pgd" and self.setting in (None, "pgd")  # straight through is stronger behind a layer
+        through = self.attack == "pgd" and self.setting in (None, "pgd")  # behind a layer, straight through is stronger
         return self.source != name and not (through if layered else self.goes_around())
 
 # %% ../nbs/suite.ipynb #1c48cff5

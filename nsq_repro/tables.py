@@ -639,6 +639,14 @@ def _verdict(rows):
     return "yes" if good else "no, it takes accuracy away" if len(bad) == len(rows) else "not decided"
 
 
+def _clean_sentence(rows, plain):
+    clean = [r["accuracy 0"] for r in rows if r["direction"] in DIRECTION_LABELS]
+    if not clean:
+        return ""
+    between = f"lies between {min(clean):.1f} and {max(clean):.1f} %"
+    return f" Clean accuracy of the variants {between}, that of NSQ is {plain['accuracy 0']:.1f} %."
+
+# %% ../nbs/tables.ipynb #740fff96
 def variants_sentence(
     record: dict,  # of `variants.variants_record`
 ) -> str:  # Markdown, a list
@@ -655,28 +663,17 @@ def variants_sentence(
             )
             cheap = [r for r in own if r["seconds"] <= 1.1 * plain["seconds"]]
             if d == "samples" and cheap:
-                text += (
-                    f". And at NSQ's training time (of {len(own)}, {len(cheap)} with at most a tenth more)? "
-                    f"{_verdict(cheap).capitalize()}"
-                )
+                text += f". And at NSQ's training time (of {len(own)}, {len(cheap)} with at most a tenth more)? "
+                text += _verdict(cheap).capitalize()
             lines.append(f"{text}.")
     others = [r for r in rows if not r["direction"] and r is not plain]
     again = [r for r in rows if r["direction"] == "training"]
     if again:
         lines.append(f"* **The same again.** {say(again[0])}: what another training does by itself.")
     if others:
-        lines.append(
-            "* **Beside them, without the layer.** "
-            + "; ".join(f"{say(r)}, {r['seconds']:,.0f} s of training" for r in others)
-            + "."
-        )
-    clean = [r["accuracy 0"] for r in rows if r["direction"] in DIRECTION_LABELS]
-    ends = (
-        f" Clean accuracy of the variants lies between {min(clean):.1f} and {max(clean):.1f} %, that of NSQ is "
-        f"{plain['accuracy 0']:.1f} %."
-        if clean
-        else ""
-    )
+        said = "; ".join(f"{say(r)}, {r['seconds']:,.0f} s of training" for r in others)
+        lines.append(f"* **Beside them, without the layer.** {said}.")
+    ends = _clean_sentence(rows, plain)
     n = sum(r["less nsq"] is not None for r in rows)
     return (
         f"On the first {plain['n']:,} test images of {record['data']['title']}, at ε = {e}, NSQ keeps "

@@ -57,6 +57,30 @@ class TrainSpec:
     def __post_init__(self):
         records.check_fields(self, _train_rules(self))
 
+# %% ../nbs/training.ipynb #1c10ccd1
+def _optimizer_rules(s):
+    "What the fields of the optimization may be."
+    return {
+        "iterations": (type(s.iterations) is int and s.iterations >= 1, "a whole number, at least 1"),
+        "batch_size": (type(s.batch_size) is int and s.batch_size >= 1, "a whole number, at least 1"),
+        "lr": (0 < s.lr < 10, "a positive number below 10"),
+        "schedule": (s.schedule in ("constant", "onecycle", "madrylab"), "'constant', 'onecycle' or 'madrylab'"),
+        "optimizer": (s.optimizer in ("adam", "sgd"), "'adam' or 'sgd'"),
+        "weight_decay": (0 <= s.weight_decay < 1, "a number in [0, 1)"),
+        "augment": (type(s.augment) is bool, "True or False"),
+        "craft_mode": (s.craft_mode in ("train", "eval"), "'train' or 'eval'"),
+        "precision": (s.precision in ("fp32", "bf16"), "'fp32' or 'bf16'"),
+        "seed": (type(s.seed) is int, "a whole number"),
+        "noise_shape": (
+            s.noise_shape in NOISE and (s.noise > 0 or s.noise_shape == "uniform"),
+            f"one of {', '.join(NOISE)}; other than uniform only with noise > 0",
+        ),
+        "shift": (
+            abs(s.shift) < 0.5 and (s.shift == 0 or s.K is not None),
+            "a number between -0.5 and 0.5; other than 0 only with a layer",
+        ),
+    }
+
 # %% ../nbs/training.ipynb #8339a2a5
 def _train_rules(s):
     return {
@@ -90,27 +114,10 @@ def _train_rules(s):
             0 <= s.l1 <= 1 and not (s.l1 and (s.steps or s.noise)),
             "a radius in [0, 1]; above 0 only without noise and adversary",
         ),
-        "iterations": (type(s.iterations) is int and s.iterations >= 1, "a whole number, at least 1"),
-        "batch_size": (type(s.batch_size) is int and s.batch_size >= 1, "a whole number, at least 1"),
-        "lr": (0 < s.lr < 10, "a positive number below 10"),
-        "schedule": (s.schedule in ("constant", "onecycle", "madrylab"), "'constant', 'onecycle' or 'madrylab'"),
-        "optimizer": (s.optimizer in ("adam", "sgd"), "'adam' or 'sgd'"),
-        "weight_decay": (0 <= s.weight_decay < 1, "a number in [0, 1)"),
-        "augment": (type(s.augment) is bool, "True or False"),
-        "craft_mode": (s.craft_mode in ("train", "eval"), "'train' or 'eval'"),
-        "precision": (s.precision in ("fp32", "bf16"), "'fp32' or 'bf16'"),
-        "seed": (type(s.seed) is int, "a whole number"),
-        "noise_shape": (
-            s.noise_shape in NOISE and (s.noise > 0 or s.noise_shape == "uniform"),
-            f"one of {', '.join(NOISE)}; other than uniform only with noise > 0",
-        ),
-        "shift": (
-            abs(s.shift) < 0.5 and (s.shift == 0 or s.K is not None),
-            "a number between -0.5 and 0.5; other than 0 only with a layer",
-        ),
+        **_optimizer_rules(s),
     }
 
-
+# %% ../nbs/training.ipynb #71a35a06
 def _recipe_rules(s):
     "A recipe has all that it needs, and nothing that belongs to another."
     needs, rules = RECIPES[s.model].needs, {}
