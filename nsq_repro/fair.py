@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODELS', 'GRID', 'LOSSES', 'ADVERSARY', 'COMMON', 'PRESETS', 'experiment', 'Parameters', 'Plan', 'plan', 'spec_of',
            'splits', 'attack_key', 'attack', 'cell', 'is_there', 'cells', 'costs', 'iterations_in', 'best_recipe',
-           'run', 'fair_record']
+           'run', 'fair_record', 'items']
 
 # %% ../nbs/fair.ipynb #e681b687
 from concurrent.futures import ProcessPoolExecutor
@@ -263,3 +263,15 @@ def fair_record(
 experiment = Experiment(
     "fair", "is training with an adversary worth its time? Equal budgets, recipes and attacks", Parameters, PRESETS, run
 )
+
+# %% ../nbs/fair.ipynb #63ee523e
+def items():
+    "Figure and table of this page, see `results.Item`."
+    from nsq_repro import plots_beyond, tables
+    from nsq_repro.results import Item
+
+    made = lambda r: (tables.fair_table(r), tables.fair_rows(r))
+    return (
+        Item("mnist-fair", draw=plots_beyond.fig_fair, cell="fair.ipynb#fig-fair"),
+        Item("mnist-fair-budgets", table=made, of="mnist-fair", cell="fair.ipynb#fig-fair"),
+    )
