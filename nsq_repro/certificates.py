@@ -35,7 +35,7 @@ def margins(
     low = lead(affine(layer, z.centre), y) - differences.matmul(z.radius[..., None])[..., 0]
     for term in z.terms:
         out = term.map(lambda rows: rows.affine(layer))
-        low = low + out.map(lambda rows: rows.over_all_units(lead(rows.values, term.of_rows(y)))).below()
+        low = low + out.map(lambda rows: rows.over_all_units(lead(rows.values, term.of_rows(y)))).reach()[0]
     return low
 
 # %% ../nbs/certificates.ipynb #49c8c4cd

@@ -41,9 +41,6 @@ class SharedErrors(Term):
         parts = [(a @ t.flatten(1)).view(-1, *t.shape[1:]) for a, t in zip(shares, self.each(f, *maps))]
         return self.rows.add_up(parts, [slice(None)] * len(parts), len(self.share))
 
-    def above(self) -> Tensor:
-        return self.sum(torch.abs)
-
     @cached_property
     def apart(self) -> Tensor:
         "D: how far two entries of a window can be apart, (N, entries, entries, …)"
@@ -54,25 +51,19 @@ class SharedErrors(Term):
         out[:, i, j] = out[:, j, i] = sizes
         return out
 
-    def common(self, weights: Tensor) -> tuple[Tensor, Tensor | float]:
-        "Weights common to all boxes, and what moving them to those of each box can change, (N, …)"
+    def mean(self, weights: Tensor) -> tuple["SharedErrors", Tensor | float]:
         if not self.rough:
-            return weights, 0.0
+            return super().mean(weights)
         common = weights.mean(0, keepdim=True)
         more, less = (weights - common).clamp_min(0), (common - weights).clamp_min(0)
         moved = more.unsqueeze(2) * less.unsqueeze(1) * self.apart
-        return common, moved.sum((1, 2)) / more.sum(1).clamp_min(1e-30)
+        return super().mean(common)[0], moved.sum((1, 2)) / more.sum(1).clamp_min(1e-30)
 
-    def mean(self, weights: Tensor) -> tuple["SharedErrors", Tensor | float]:
-        common, moved = self.common(weights)
-        return super().mean(common)[0], moved
-
-    def ahead(self, weights: Tensor, closely: bool = False) -> Tensor:
-        if self.rough and not closely:
+    def ahead(self, weights: Tensor, moved: Tensor | float | None = None) -> Tensor:
+        if self.rough and moved is None:
             return (self.apart * weights.unsqueeze(1)).sum(2)
-        common, moved = self.common(weights)
-        moved = moved.unsqueeze(1) if self.rough else moved
-        return self.sum(lambda rows, s: above_mean(rows, s).abs(), common) + moved
+        lead = self.sum(lambda rows, s: above_mean(rows, s).abs(), weights.mean(0, keepdim=True))
+        return lead + moved.unsqueeze(1) if self.rough else lead
 
 # %% ../nbs/correlated_errors.ipynb #bbc10bab
 def keep_errors(
@@ -106,13 +97,10 @@ class Polytopes(Term):
         parts = self.each(f, *maps)
         return self.rows.add_up(parts, [slice(None)] * len(parts), 1)
 
-    def above(self) -> Tensor:
-        return self.sum(lambda rows: rows.amax(0, True))
+    def reach(self) -> tuple[Tensor, Tensor]:
+        return self.sum(lambda rows: rows.amin(0, True)), self.sum(lambda rows: rows.amax(0, True))
 
-    def below(self) -> Tensor:
-        return self.sum(lambda rows: rows.amin(0, True))
-
-    def ahead(self, weights: Tensor, closely: bool = False) -> Tensor:
+    def ahead(self, weights: Tensor, moved: Tensor | float | None = None) -> Tensor:
         return self.sum(lambda rows, s: above_mean(rows, s).amax(0, True), weights)
 
 # %% ../nbs/correlated_errors.ipynb #b799b681

@@ -160,12 +160,12 @@ class Rows:
 
 
 def _add(total, owners, part):
-    total.index_add_(0, owners, part) if torch.is_tensor(owners) else total[owners].add_(part)
+    total.index_add_(0, owners, part) if torch.is_tensor(owners) else total.add_(part)
 
 # %% ../nbs/zonotopes.ipynb #d918aca2
 @dataclass(frozen=True)
 class Term:
-    "A term of a `Zonotope`; each kind adds `above` and `ahead`."
+    "A term of a `Zonotope`; each kind adds `sum` and `ahead`."
 
     rows: Rows
 
@@ -175,9 +175,10 @@ class Term:
         "The same term with rows f(rows)"
         return replace(self, rows=f(self.rows))
 
-    def below(self) -> Tensor:
-        "The lowest value of the term at each unit, (N, …); here the numbers are as free below 0 as above"
-        return -self.above()
+    def reach(self) -> tuple[Tensor, Tensor]:
+        "The lowest and highest value of the term at each unit, (N, …); here of numbers between −1 and 1"
+        reach = self.sum(torch.abs)
+        return -reach, reach
 
     def owners(self) -> list:
         "Boxes of the rows of each group; here rows are about all boxes and take the first map"
@@ -220,12 +221,8 @@ class PixelGenerators(Term):
         "f(rows, maps for their boxes), added up over the rows of each box, (N, …)"
         return self.rows.add_up(self.each(f, *maps), self.owners(), self.boxes)
 
-    def above(self) -> Tensor:
-        "The highest value of the term at each unit, (N, …)"
-        return self.sum(torch.abs)
-
-    def ahead(self, weights: Tensor, closely: bool = False) -> Tensor:
-        "How far each entry of a window can be above the weighted mean of all, (N, entries, …)"
+    def ahead(self, weights: Tensor, moved: Tensor | float | None = None) -> Tensor:
+        "How far each entry of a window can be above the weighted mean of all, (N, entries, …); `moved` is of `mean`"
         return self.sum(lambda rows, s: above_mean(rows, s).abs(), weights)
 
 # %% ../nbs/zonotopes.ipynb #dbea8cad
@@ -248,7 +245,9 @@ class Zonotope:
     def bounds(self) -> tuple[Tensor, Tensor]:
         "Lowest and highest value of each unit, (N, …)"
         low, high = self.centre - self.radius, self.centre + self.radius
-        return low + sum(t.below() for t in self.terms), high + sum(t.above() for t in self.terms)
+        for below, above in (t.reach() for t in self.terms):
+            low, high = low + below, high + above
+        return low, high
 
     def affine(self, layer: nn.Module) -> "Zonotope":
         "The set behind a Conv2d or Linear layer"
@@ -304,13 +303,13 @@ def rows_of_units(
 def ahead(
     w: Zonotope,  # in windows
     weights: Tensor,  # (N, entries, …) weights s, at least 0, with sum 1
-    closely: bool = False,  # as close as the terms can tell, where that takes longer
+    moved: tuple | None = None,  # for each term what its `mean` has returned: rough terms then have a closer answer
 ) -> Tensor:  # (N, entries, …)
     "How far each entry of a window can be above the weighted mean of all."
     high = above_mean(w.centre, weights) + w.radius * (1 - 2 * weights)
     high = high + (w.radius * weights).sum(1, keepdim=True)
-    for t in w.terms:
-        high = high + t.ahead(weights, closely)
+    for t, m in zip(w.terms, moved or [None] * len(w.terms)):
+        high = high + t.ahead(weights, m)
     return high
 
 # %% ../nbs/zonotopes.ipynb #01b9b342
@@ -332,8 +331,6 @@ def upper_weights(
         weights = torch.where((most < offset).unsqueeze(1), new, weights)
         offset = torch.minimum(offset, most)
         new = new * torch.exp(beta * (lead / most.clamp_min(1e-12).unsqueeze(1) - 1)) * (lead > 0)
-    if any(t.rough for t in w.terms):
-        offset = torch.minimum(offset, ahead(w, weights, closely=True).amax(1).clamp_min(0))
     return weights, offset
 
 
@@ -373,6 +370,8 @@ def maximum(
     w = z.windows(layer.k, layer.zero)
     weights, offset = upper_weights(w)
     terms, moved = zip(*(t.mean(weights) for t in w.terms)) if w.terms else ((), ())
+    if any(t.rough for t in w.terms):
+        offset = torch.minimum(offset, ahead(w, weights, moved).amax(1).clamp_min(0))
     centre, radius = (w.centre * weights).sum(1), (w.radius * weights).sum(1)
     lower = torch.where((offset == 0).unsqueeze(1), weights, first_largest(weights))
     entries = weights.shape[1] - layer.zero
@@ -418,7 +417,7 @@ def blame_of_pixels(
     "The offsets of one layer, shared out among the pixels."
     generators, blame = z.term(PixelGenerators), torch.zeros_like(like)
     if generators is not None:
-        ratio = offset / generators.above().clamp_min(1e-12)
+        ratio = offset / generators.reach()[1].clamp_min(1e-12)
         share = torch.cat(generators.each(lambda rows, q: (rows.abs() * q).flatten(1).sum(1), ratio))
         total = share.new_zeros(len(like)).index_add(0, generators.owner, share).clamp_min(1e-12)
         blame.flatten(1).index_put_((generators.owner, generators.pixel), share / total[generators.owner])
