@@ -188,7 +188,8 @@ def test_measure_pairs_does_not_depend_on_the_batch():
     whole, parts = measure_pairs(net, x, y, 0.3), measure_pairs(net, x, y, 0.3, batch=2)
     a, b = noisy_pair(x, 0.3)
     assert_close(whole.printed, two_sample_bound(net(a).detach(), net(b).detach(), y))
-    assert_close(whole.repaired, parts.repaired) and assert_close(whole.factored, parts.factored)
+    assert_close(whole.repaired, parts.repaired)
+    assert_close(whole.factored, parts.factored)
 
 
 # Eq. 10–13
