@@ -1,4 +1,5 @@
-"""Fails unless nsq_repro/ is exactly what nbs/ exports and the notebooks are clean; works on a copy and changes nothing."""
+"""Fails unless nsq_repro/ is exactly what nbs/ exports and the notebooks are clean; works on a copy and changes
+nothing."""
 
 import os
 import shutil
@@ -43,13 +44,17 @@ def main():
         sys.exit(
             "\n".join(
                 [
-                    "out of sync, or not clean (`make export` puts it right; a module without a notebook has to be removed):",
+                    (
+                        "out of sync, or not clean (`make export` puts it right; a module without a notebook has to be "
+                        "removed):"
+                    ),
                     *bad,
                 ]
             )
         )
     print(
-        f"{sum(f.endswith('.ipynb') for f in ours)} notebooks, {sum(f.endswith('.py') for f in ours)} modules: in sync and clean"
+        f"{sum(f.endswith('.ipynb') for f in ours)} notebooks, {sum(f.endswith('.py') for f in ours)} modules: in "
+        "sync and clean"
     )
 
 

@@ -1,4 +1,5 @@
-"""Eq. 9–13 in general: the bounds as properties of random distributions, the path integral against the divergence, the derived quantities by brute force."""
+"""Eq. 9–13 in general: the bounds as properties of random distributions, the path integral against the
+divergence, the derived quantities by brute force."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""CIFAR-10 and the parameter study as users run them: papermill's command line, no data, wrong values, cells of a grid shared and resumed."""
+"""CIFAR-10 and the parameter study as users run them: papermill's command line, no data, wrong values, cells of a
+grid shared and resumed."""
 
 import dataclasses
 import itertools
@@ -126,7 +127,8 @@ def test_wrong_value_on_the_command_line(tmp_path):
 
 
 def test_papermill_from_another_folder(home, tmp_path):
-    "K reaches the specs, the figures' folder and the records; the natural model is not trained again; everything drawn is what its record says."
+    """K reaches the specs, the figures' folder and the records; the natural model is not trained again;
+    everything drawn is what its record says."""
     before = set(home.glob("runs/train-*"))
     done = papermill(
         ROOT / "nbs" / "cifar.ipynb",
@@ -264,7 +266,8 @@ def test_study_without_any_cell_says_so(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("model", ["nsq", "pgd", "fgsm_rs"])
 def test_killed_training_ends_with_the_same_weights(model, tmp_path, monkeypatch):
-    "The recipes of scale cpu, bit for bit: momentum, batch statistics, schedule, order, crops and noise all go on where they were."
+    """The recipes of scale cpu, bit for bit: momentum, batch statistics, schedule, order,
+    crops and noise all go on where they were."""
     spec = dataclasses.replace(
         cifar.protocol(scale="cpu", device="cpu", models=model, iterations=12).train[0],
         batch_size=16,

@@ -173,7 +173,8 @@ def test_a_changed_number_in_a_record_is_found(spoil, home):
 
 
 def test_a_consistent_lie_is_found(home):
-    "An outcome changed together with count, accuracy and interval: the record fits, the figure, tables and claims made from it do not."
+    """An outcome changed together with count, accuracy and interval: the record fits, the figure,
+    tables and claims made from it do not."""
 
     def lie(r):
         s = series(r, model="natural", loss="ce", accounting="last")

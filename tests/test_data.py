@@ -217,7 +217,8 @@ def test_pixels_near_refuses(kwargs):
 
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
-    "CIFAR-10 as a folder of images: two training and one test image of each class, and their pixels. Returns root and pixels."
+    """CIFAR-10 as a folder of images: two training and one test image of each class, and their pixels.
+    Returns root and pixels."""
     from PIL import Image
 
     root, pixels = tmp_path / "root", {}
@@ -397,7 +398,8 @@ def test_no_network_for_cifar(tmp_path, offline):
 
 @pytest.fixture
 def batches(copy, monkeypatch):
-    "Binary files in the original's layout, beside the folder of images, whose checksums torchvision is told. Returns the folder and the pixels."
+    """Binary files in the original's layout, beside the folder of images, whose checksums torchvision is told.
+    Returns the folder and the pixels."""
     from torchvision.datasets import CIFAR10
 
     folder, pixels, sums = copy[0] / "cifar-10-batches-py", {}, {}
@@ -467,7 +469,8 @@ def test_crop_flip(n, c, h, w, pad, seed, floats):
 
 
 def test_crop_flip_draws_evenly():
-    "All 25 places and both directions, each as often as chance has it; the same image again and again is not changed itself."
+    """All 25 places and both directions, each as often as chance has it;
+    the same image again and again is not changed itself."""
     x = torch.arange(1.0, 26).view(1, 1, 5, 5).expand(20_000, 1, 5, 5)
     got = data.crop_flip(x, torch.Generator().manual_seed(0))
     kinds, counts = got.flatten(1).unique(dim=0, return_counts=True)

@@ -1,4 +1,5 @@
-"""The exact attacks against brute force, closed forms and a library; the gate every image passes; checks that can fail."""
+"""The exact attacks against brute force, closed forms and a library; the gate every image passes; checks that can
+fail."""
 
 import copy
 import itertools
@@ -204,7 +205,8 @@ def test_a_linear_network_is_attacked_exactly(alpha, method):
 
 
 def test_no_attack_claims_more_than_brute_force():
-    "On a network with a hidden layer, hard: what all corners withstand no search breaks; together the searches find nearly all of the rest."
+    """On a network with a hidden layer, hard: what all corners withstand no search breaks;
+    together the searches find nearly all of the rest."""
     missed, breakable = 0, 0
     for seed in range(4):
         net, x, _ = network(1, math.inf, seed)

@@ -1,4 +1,5 @@
-"""Networks and checkpoints: seeds, models of one's own, files that are cut, flipped, foreign or written by a killed run."""
+"""Networks and checkpoints: seeds, models of one's own, files that are cut, flipped, foreign or written by a
+killed run."""
 
 import copy
 import os
@@ -134,7 +135,8 @@ def test_flat_images_behind_the_layer(small):
 
 
 def test_residual_gradients(small):
-    "First and second derivatives of the input against differences, in float64; in-place operations must not spoil them."
+    """First and second derivatives of the input against differences, in float64;
+    in-place operations must not spoil them."""
     net, g = small.double().eval(), torch.Generator().manual_seed(0)
     x = torch.rand(1, 3, 32, 32, dtype=torch.float64, generator=g)
     d, e = (torch.randn(x.shape, dtype=torch.float64, generator=g) for _ in range(2))

@@ -1,4 +1,5 @@
-"""Properties of the l1-gradient objective: the split of PGD's increments, Hölder, the double backward, Figure 1's clouds."""
+"""Properties of the l1-gradient objective: the split of PGD's increments, Hölder, the double backward, Figure 1's
+clouds."""
 
 import copy
 import json

@@ -95,7 +95,8 @@ def test_notebooks_keep_what_papermill_needs():
 
 
 def mixes_imports(cell):
-    "An import beside other code in a cell that is not exported: building the site runs such a cell, without those above it."
+    """An import beside other code in a cell that is not exported: building the site runs such a cell,
+    without those above it."""
     source = "".join(cell["source"])
     if cell["cell_type"] != "code" or re.search(r"^#\| *(export|eval: *false)", source, re.M):
         return False

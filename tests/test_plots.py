@@ -1,4 +1,5 @@
-"""What spans plots, records and paper.json: colours anyone can tell apart, and printed numbers that the figures find."""
+"""What spans plots, records and paper.json: colours anyone can tell apart, and printed numbers that the figures
+find."""
 
 import itertools
 import subprocess
@@ -78,7 +79,10 @@ def test_cited_numbers_are_not_marked_as_the_papers_own():
 
 
 def test_importing_plots_changes_no_settings():
-    code = "import matplotlib as m, matplotlib.pyplot; a = dict(m.rcParams); import nsq_repro.plots; assert a == dict(m.rcParams)"
+    code = (
+        "import matplotlib as m, matplotlib.pyplot; a = dict(m.rcParams); import nsq_repro.plots; assert a == "
+        "dict(m.rcParams)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

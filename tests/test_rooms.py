@@ -1,4 +1,5 @@
-"""The rooms of the package: imports go one way, pages use what stands before them, and an experiment is found by its shape."""
+"""The rooms of the package: imports go one way, pages use what stands before them, and an experiment is found by
+its shape."""
 
 import ast
 import json
@@ -112,7 +113,8 @@ def toy(home, *args):
     "The command line in a process in which the package has one more page."
     (home / "pages").mkdir(exist_ok=True)
     (home / "pages" / "toy.py").write_text(TOY, encoding="utf-8")
-    start = f"import sys, nsq_repro; nsq_repro.__path__.append({str(home / 'pages')!r}); from nsq_repro.cli import main; "
+    start = f"import sys, nsq_repro; nsq_repro.__path__.append({str(home / 'pages')!r}); "
+    start += "from nsq_repro.cli import main; "
     env = {**os.environ, "NSQ_HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", f"{start}sys.exit(main({list(args)!r}))"]
     return subprocess.run(command, env=env, capture_output=True, text=True, encoding="utf-8", cwd=home)
@@ -129,7 +131,8 @@ def test_a_new_experiment_is_found_by_its_shape(tmp_path):
     listed = toy(tmp_path, "list").stdout
     assert "toy-bright" in listed and "toy-" in listed
     checked = toy(tmp_path, "verify", "--scale", "cpu")
-    assert checked.returncode == 0 and "toy-bright.json  (made again)" in checked.stdout, checked.stdout + checked.stderr
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "toy-bright.json  (made again)" in checked.stdout
     table = tmp_path / "figures" / "cpu" / "toy-bright.md"
     table.write_text(table.read_text(encoding="utf-8").replace("| ", "| 1", 1), encoding="utf-8")
     assert "MISMATCH" in toy(tmp_path, "verify", "--scale", "cpu").stdout

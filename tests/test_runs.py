@@ -35,7 +35,8 @@ def arguments(parameters):
 def evaluations(home):
     "Evaluation records without what may differ between two runs."
     found = {p.parent.name: json.loads(p.read_text()) for p in Path(home).glob("runs/eval-*/record.json")}
-    return {k: {f: v for f, v in r.items() if f not in ("seconds", "cpu_seconds", "provenance", "digest")} for k, r in found.items()}
+    differ = ("seconds", "cpu_seconds", "provenance", "digest")
+    return {k: {f: v for f, v in r.items() if f not in differ} for k, r in found.items()}
 
 
 @pytest.fixture(scope="module")

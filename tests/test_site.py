@@ -1,4 +1,5 @@
-"""The pages as one text: labels are unique, references and links lead somewhere, figures have captions, code cells are short."""
+"""The pages as one text: labels are unique, references and links lead somewhere, figures have captions, code
+cells are short."""
 
 import json
 import re

@@ -1,4 +1,5 @@
-"""Variants of NSQ: the share of pixels near a threshold, a layer with another one, samples made behind it, and a run that goes on."""
+"""Variants of NSQ: the share of pixels near a threshold, a layer with another one, samples made behind it, and a
+run that goes on."""
 
 import json
 import os
