@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from . import adaptive, experiments, mnist, records
+from .cells import made_from, measurement
 from .evaluation import series
 from .exact import judged
 from .experiments import Experiment, Protocol, datasets, parameter, read, variant_name
 from .records import run_file
-from .suite import cascade, small_result
+from .suite import cascade
 from .training import train, train_key, training_cost
 
 # %% ../nbs/variants.ipynb #582fd996
@@ -143,13 +144,14 @@ def attacked(
     plan: Plan,  # box, radii, precision
     again: bool = False,  # attack again
     **how,  # seed, device of `cascade`
-) -> dict:  # clean and, radius by radius, left: outcomes as text; rows of the cascade
+) -> dict:  # clean and, radius by radius, left: outcomes as text; rows of the union; runs it was made from
     "The box attack on one network."
     x, y, m = data.floats(device=how["device"]), data.y.to(how["device"]), key["model"]
     clean = judged(net, x, x, y, 0.0).correct.cpu().numpy()
     start, how = {e: clean for e in plan.radii}, dict(how, precision=plan.precision, refresh=again)
     record = cascade({m: net}, m, {m: key}, data, plan.box, plan.radii, start, **how)
-    return {"clean": records.pack(clean), **{k: record[k] for k in ("left", "rows", "provenance")}}
+    found = {k: record[k] for k in ("left", "rows", "provenance")}
+    return {"clean": records.pack(clean), **found, "made": made_from("box attack", m, record["from"])}
 
 # %% ../nbs/variants.ipynb #a0697398
 def run(
@@ -170,7 +172,8 @@ def run(
         if q.compute or all(run_file(c, kind).exists() for c, kind in ((key, "train"), (content, "variant"))):
             net, trained[name] = train(spec, fit, p.device)
             arguments = (net, key, data, plan, q.refresh)
-            found[name] = small_result("variant", content, q.refresh, attacked, *arguments, **how)
+            cell = measurement("variant", content, attacked, *arguments, **how)
+            found[name] = cell.run(q.refresh)["result"]
     if "nsq" not in found:
         raise FileNotFoundError("plain NSQ is not there yet, and all else is compared with it; run with compute=True")
     turns = dict(rounds=3, iterations=1) if p.scale == "smoke" else dict(rounds=7, iterations=3)
@@ -201,6 +204,7 @@ def variants_record(
             "iterations": spec.iterations,
             "seconds": [round(s * spec.iterations, 2) for s in out["cost"]["seconds_per_iteration"][name]],
             "rows": f["rows"],
+            "runs": [made_from("training", spec.model, [out["trained"][name]]), f["made"]],
         }
     last = max((f["provenance"] for f in out["found"].values()), key=lambda v: v["finished"])
     attack = {k: v for k, v in plan.attack().items() if k != "radii"}
