@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 
 from . import records
 from .plots import COLORS, EXTRA_COLORS, GREY, MARKERS, footnote, level_looks, look, styled
-from .records import LABELS, LOSS_LABELS, caption, eps_text
+from .records import LABELS, LOSS_LABELS, MODELS, caption, eps_text
 from .statistics import grid_cells
 from .tables import EFFECT_LABELS, RESPONSE_LABELS, RESPONSES, first_images, variants_rows
 
