@@ -231,7 +231,12 @@ def _load_mnist(split, root, download):
 # %% ../nbs/data.ipynb #7cab1501
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
-CIFAR_COPIES = {"train": "48792414ee37c46a", "test": "4f449d847c130251"}  # fingerprints of the JPEG copy
+CIFAR_COPIES = {  # fingerprint → what captions call it
+    "48792414ee37c46a": "CIFAR-10 (JPEG copy)",
+    "4f449d847c130251": "CIFAR-10 (JPEG copy)",
+    "1c9857a9fbdc61df": "CIFAR-10 (59,849 of 60,000 images)",  # true pixels; 142 ships, 8 horses and a dog are missing
+    "114fe5d21b53e4a9": "CIFAR-10 (59,849 of 60,000 images)",
+}  # fingerprints of the JPEG copy
 
 
 def _cifar_folder(root, split):
@@ -290,54 +295,56 @@ def _download_cifar10(root):
 
 # %% ../nbs/data.ipynb #a1982156
 def _read_image(path):
+    "One 32×32 image. Raises ValueError naming the file, and what is wrong with it."
     from PIL import Image
 
     try:
         with Image.open(path) as f:
+            if f.mode[0] in "IF":  # 16 or 32 bits a value: turning it into bytes would cut them off
+                raise ValueError(f"its values have more than 8 bits, mode {f.mode}")
             image = np.asarray(f.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as e:
-        raise ValueError(f"{path} is damaged, or not an image ({e}). Copy it again") from None
+        raise ValueError(f"{path} is damaged, or not an image of 8 bits a value ({e}). Copy it again") from None
     if image.shape != (32, 32, 3):
         raise ValueError(f"{path} has {image.shape[1]}×{image.shape[0]} pixels; CIFAR-10's images have 32×32")
     return image.transpose(2, 0, 1)
 
 
+def _image_files(folder):
+    "Names of the images of each class, hidden files (such as ._x.png) left out."
+    kinds = (".jpg", ".jpeg", ".png", ".webp")
+    own = lambda c: (f for f in os.listdir(folder / c) if f.lower().endswith(kinds) and not f.startswith("."))
+    names = {c: sorted(own(c)) for c in CIFAR_CLASSES}
+    if empty := [c for c in CIFAR_CLASSES if not names[c]]:
+        raise ValueError(f"{folder} has no images of {', '.join(empty)}; each class has a folder of images of its own")
+    return names
+
+
 def _decode_folder(folder):
     "Images (N, 3, 32, 32) and labels of a folder with a folder for each class."
-    names = {
-        c: sorted(f for f in os.listdir(folder / c) if f.lower().endswith((".jpg", ".jpeg", ".png")))
-        for c in CIFAR_CLASSES
-    }
+    names = _image_files(folder)
     files = sorted((i, label, f) for label, c in enumerate(CIFAR_CLASSES) for i, f in enumerate(names[c]))
     x = np.empty((len(files), 3, 32, 32), np.uint8)
-    for k, (_, label, f) in enumerate(
-        tqdm(files, desc=f"decode {folder.parent.name}/{folder.name}", unit="img", delay=2)
-    ):
+    bar = tqdm(files, desc=f"decode {folder.parent.name}/{folder.name}", unit="img", delay=2)
+    for k, (_, label, f) in enumerate(bar):
         x[k] = _read_image(folder / CIFAR_CLASSES[label] / f)
     return torch.from_numpy(x), torch.tensor([label for _, label, _ in files], dtype=torch.int64)
 
 # %% ../nbs/data.ipynb #96fb3472
 def _folder_state(folder):
-    "What changes when a file of the folder changes, without opening any."
-    stats = [f.stat() for c in CIFAR_CLASSES for f in os.scandir(folder / c)]
-    return (
-        f"{len(stats)} files, {sum(s.st_size for s in stats)} bytes, changed "
-        f"{max((s.st_mtime_ns for s in stats), default=0)}"
-    )
+    "What changes when a file of the folder changes or moves, without opening any: names, classes, sizes, times."
+    files = sorted((c, f.name, f.stat()) for c in CIFAR_CLASSES for f in os.scandir(folder / c))
+    told = "\n".join(f"{c}/{name} {s.st_size} {s.st_mtime_ns}" for c, name, s in files)
+    return f"{len(files)} files, {hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
 def _copy_of_cifar10(x, y, split):
-    data, n = (
-        Dataset(x, y, "cifar10", "CIFAR-10 (image-folder copy)", split, CIFAR_CLASSES),
-        1000 if split == "test" else 5000,
-    )
-    if data.fingerprint == CIFAR_COPIES[split]:
-        return replace(data, title="CIFAR-10 (JPEG copy)")
-    return (
-        data
-        if y.bincount(minlength=10).tolist() == [n] * 10
-        else replace(data, title="CIFAR-10 (image-folder copy, incomplete)")
-    )
+    "The set with the title that its contents deserve."
+    data = Dataset(x, y, "cifar10", "CIFAR-10 (image-folder copy)", split, CIFAR_CLASSES)
+    if title := CIFAR_COPIES.get(data.fingerprint):
+        return replace(data, title=title)
+    whole = y.bincount(minlength=10).tolist() == [1000 if split == "test" else 5000] * 10
+    return data if whole else replace(data, title="CIFAR-10 (image-folder copy, incomplete)")
 
 # %% ../nbs/data.ipynb #5ac36fa9
 def _read_decoded(path, state, split):

@@ -272,7 +272,7 @@ def test_titles(monkeypatch):
     assert make(x, y).title == "CIFAR-10 (image-folder copy)" and make(x, y.flip(0).clamp(min=1)).title.endswith(
         "incomplete)"
     )
-    monkeypatch.setitem(data.CIFAR_COPIES, "test", data.fingerprint(x, y))
+    monkeypatch.setitem(data.CIFAR_COPIES, data.fingerprint(x, y), "CIFAR-10 (JPEG copy)")
     assert make(x, y).title == "CIFAR-10 (JPEG copy)"
 
 
