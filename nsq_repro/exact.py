@@ -333,7 +333,7 @@ def zbox(
 ) -> Outcome:  # the last judgement is that of the whole network on the image
     "The box attack: over all the layer can output within ε. Raises ValueError. Call `model.eval()` first."
     base = _base_loss(loss, method)
-    counts = dict(steps=(steps, 1), restarts=(restarts, 1), targets=(targets, 1), step_size=(step_size, 0))
+    counts = dict(steps=(steps, 1), restarts=(restarts, 1), targets=(targets, 1), step_size=(step_size, 0.0))
     x, y, e = check_inputs(model, x, y, eps, base, **counts)
     index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
     with frozen(model), torch.no_grad():
