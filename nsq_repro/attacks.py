@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'GOLDEN', 'WRAPPERS', 'SETTINGS', 'margin', 'ce', 'cw', 'dlr', 'seeded_uniform', 'frozen', 'as_found',
-           'trying_out', 'full_precision', 'taken_apart', 'surrogate', 'image_range', 'check_number', 'finite',
-           'check_inputs', 'loss_gradient', 'fgsm', 'AttackResult', 'ball', 'uniform_start', 'Step', 'SignedSteps',
-           'loss_steps', 'end_of', 'check_starts', 'pgd']
+           'trying_out', 'full_precision', 'StraightThrough', 'taken_apart', 'surrogate', 'image_range', 'check_number',
+           'finite', 'check_inputs', 'loss_gradient', 'fgsm', 'AttackResult', 'ball', 'uniform_start', 'Step',
+           'SignedSteps', 'loss_steps', 'end_of', 'check_starts', 'pgd']
 
 # %% ../nbs/attacks.ipynb #8ab2bb51
 import functools
@@ -172,7 +172,7 @@ def full_precision(attack):
     return run
 
 # %% ../nbs/attacks.ipynb #0403779c
-class _StraightThrough(torch.autograd.Function):
+class _PassThrough(torch.autograd.Function):
     "Values of S forward, identity backward."
 
     @staticmethod
@@ -186,6 +186,24 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad, None
+
+# %% ../nbs/attacks.ipynb #5bc36650
+class StraightThrough(nn.Module):
+    "F(S(x)) forward, identity backward through S, as a module that libraries accept."
+
+    def __init__(
+        self,
+        F: nn.Module,  # network behind the layer
+        S: nn.Module,  # the layer
+    ):
+        super().__init__()
+        self.features, self.quantize, self.training = F, S, F.training
+
+    def forward(
+        self,
+        x: Tensor,  # images
+    ) -> Tensor:  # logits
+        return self.features(_PassThrough.apply(x, self.quantize(x.detach())))
 
 # %% ../nbs/attacks.ipynb #8d66b026
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
@@ -284,7 +302,7 @@ def surrogate(
     F, S = taken_apart(model, x)
     if S is None:
         return model
-    return F if setting == "bpda" else lambda x: F(_StraightThrough.apply(x, S(x.detach())))
+    return F if setting == "bpda" else StraightThrough(F, S)
 
 # %% ../nbs/attacks.ipynb #5796a26f
 def image_range(
@@ -366,7 +384,8 @@ def finite(
 ) -> Tensor:  # the same
     "Logits that can be judged. Raises ValueError for nan and inf: `argmax` would take them for a class."
     if not bool(logits.isfinite().all()):
-        raise ValueError("the network's logits are not finite (nan or inf): no verdict on such an image; check its weights")
+        what = "the network's logits are not finite (nan or inf)"
+        raise ValueError(f"{what}: no verdict on such an image; check its weights")
     return logits
 
 
