@@ -229,10 +229,11 @@ def reachable_box(
     x: Tensor,  # (N, C, H, W) images in the network's range
     e,  # l∞ radius: a number, or a tensor that broadcasts
 ) -> ReachableBox:
-    "The reachable box around each image, @eq-exact-box. Raises ValueError for a layer that is hidden or has no inverse."
+    "The reachable box, @eq-exact-box. Raises ValueError for a layer that is hidden or has no inverse."
     F, S = taken_apart(model, x)
     if S is not None and not hasattr(S, "inverse"):
-        raise ValueError(f"the layer is a {type(S).__name__}; the box attack needs one with an inverse, like SoftQuantize")
+        needs = "the box attack needs one with an inverse, like SoftQuantize"
+        raise ValueError(f"the layer is a {type(S).__name__}; {needs}")
     S, (lo, hi) = nn.Identity() if S is None else S, ball(x, e, *image_range(model))
     return ReachableBox(F, S, x, lo, hi, S(lo), S(hi))
 
@@ -407,14 +408,14 @@ def _flip(F, z, y, values, flips, batch_size):
 @full_precision
 @torch.no_grad()
 def flip_search(
-    model: Callable,  # a `SoftQuantNet`, hard or soft; or a network without a layer: its levels are the ends of its range
+    model: Callable,  # a `SoftQuantNet`, hard or soft; or a network without a layer, with levels 0 and 1
     x: Tensor,  # (N, C, H, W) images in the network's range
     y: Tensor,  # (N,) integer labels
     eps,  # l∞ radius in the units of x, one number or one per image
     flips: int = 50,  # changes at most
     batch_size: int = 512,  # candidates at a time
 ) -> Outcome:  # `first` and `best`: minus the lead of the true class, at the start and at the end
-    "Greedy search over levels, @eq-exact-flip: pixels × K forward passes a flip. Raises ValueError for a wrong argument."
+    "Greedy search over levels, @eq-exact-flip: pixels × K forward passes a flip. Raises ValueError."
     x, y, e = check_inputs(model, x, y, eps, "cw", flips=(flips, 1), batch_size=(batch_size, 1))
     with as_found(model):
         box = reachable_box(model, x, e)
