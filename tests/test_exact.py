@@ -14,7 +14,6 @@ from nsq_repro.attacks import LOSSES, ball, margin, pgd
 from nsq_repro.exact import (
     AUTOATTACK,
     CHECKS,
-    box_of,
     bracket,
     climb,
     closed_form,
@@ -22,6 +21,7 @@ from nsq_repro.exact import (
     gradient_table,
     judged,
     log_slope,
+    reachable_box,
     sanity,
     sanity_record,
     standard_attack,
@@ -146,7 +146,7 @@ def test_every_image_is_in_the_ball_and_judged(K, alpha, dtype):
 def test_the_way_back_is_the_nearest(K, alpha, dtype):
     "No float near the inverse has an S nearer to z, and the ends go to the ends."
     net, x, _ = network(K, alpha, dtype=dtype)
-    b = box_of(net, x, 0.2)
+    b = reachable_box(net, x, 0.2)
     z = b.at(torch.rand_like(x))
     image = b.image(z)
     distance = (b.S(image) - z).abs()
@@ -164,7 +164,7 @@ def test_the_way_back_is_the_nearest(K, alpha, dtype):
 
 def exact_leads(net, x, y, eps):
     "Smallest lead of the true class over all corners of each box: brute force."
-    b = box_of(net, x, eps)
+    b = reachable_box(net, x, eps)
     corners = torch.tensor(list(itertools.product([0.0, 1.0], repeat=9)), dtype=x.dtype)
     leads = []
     for i in range(len(x)):
@@ -193,7 +193,7 @@ def test_a_linear_network_is_attacked_exactly(alpha, method):
             x, y = few_free(net, x)
             leads = exact_leads(net, x, y, eps)
         else:  # every pixel is free: the sum of the worst ends
-            y, b = net(x).argmax(1), box_of(net, x, eps)
+            y, b = net(x).argmax(1), reachable_box(net, x, eps)
             w = (net.features[1].weight[y] - net.features[1].weight[1 - y]).view(-1, *SHAPE)
             ends = torch.minimum(w * b.z_lo, w * b.z_hi).flatten(1).sum(1)
             leads = (ends + net.features[1].bias[y] - net.features[1].bias[1 - y]).detach()
@@ -266,7 +266,7 @@ def test_apgd_is_that_of_the_library():
         torch.manual_seed(7)
         t = 2 * torch.rand(x.shape) - 1
         start = (t / t.abs().amax((1, 2, 3), keepdim=True)).double()
-        a = climb(box_of(net, x, 0.02), y, (start + 1) / 2, steps, "apgd")
+        a = climb(reachable_box(net, x, 0.02), y, (start + 1) / 2, steps, "apgd")
         ahead = (a.best - loss)[a.correct]  # what ours breaks leaves; the library goes on
         assert len(ahead) >= 6 and ahead.min() > -1e-6  # never behind; the corners at the end may be ahead
         assert (ahead < 1e-6).float().mean() > 0.7
@@ -277,7 +277,7 @@ def test_flip_search_with_several_levels():
     left = []
     for eps in (0.02, 0.05, 0.2):
         a = flip_search(net, x, y, eps, flips=16)
-        b, w = box_of(net, x, eps), (net.features[1].weight[y] - net.features[1].weight[1 - y]).view(-1, *SHAPE)
+        b, w = reachable_box(net, x, eps), (net.features[1].weight[y] - net.features[1].weight[1 - y]).view(-1, *SHAPE)
         leads = torch.minimum(w * b.z_lo, w * b.z_hi).flatten(1).sum(1) + (
             net.features[1].bias[y] - net.features[1].bias[1 - y]
         )
