@@ -7,8 +7,8 @@ __all__ = ['MODELS', 'LABELS', 'SETTING_LABELS', 'LOSS_LABELS', 'ACCOUNTING_LABE
            'check_fields', 'repository', 'home', 'run_file', 'run_dir', 'atomic_write', 'save_json', 'load_json',
            'device_name', 'provenance', 'pack', 'unpack', 'digest', 'save_record', 'load_record', 'file_digest',
            'cached', 'figure_dir', 'render', 'save_figure', 'save_table', 'load_figure_record', 'modules_that_define',
-           'paper', 'eps_text', 'in_order', 'caption', 'table_markdown', 'images_to_text', 'images_from_text',
-           'printed_numbers', 'scales_for', 'best_record', 'present_scale']
+           'paper', 'eps_text', 'in_order', 'mixed_commits', 'caption', 'table_markdown', 'images_to_text',
+           'images_from_text', 'printed_numbers', 'scales_for', 'best_record', 'present_scale']
 
 # %% ../nbs/records.ipynb #559fb0e2
 import base64
@@ -410,10 +410,23 @@ def in_order(
     given = list(dict.fromkeys(models))
     return [*(m for m in MODELS if m in given), *(m for m in given if m not in MODELS)]
 
+# %% ../nbs/records.ipynb #c617e89a
+def mixed_commits(
+    record: dict,  # with 'runs', see `cells.made_from`; nothing is said of a record without
+) -> str:  # a sentence with a space before it; nothing where one commit, without changes, made all of its parts
+    "Which commits made the parts of a record."
+    files = {}
+    for c in (c for part in record.get("runs", ()) for c in part["commits"]):
+        name = (c["commit"] or "no commit")[:9] + (" with uncommitted changes" if c["dirty"] else "")
+        files[name] = files.get(name, 0) + c["files"]
+    if len(files) < 2 and not any("uncommitted" in name for name in files):
+        return ""
+    return f" Made by {'; '.join(f'{n} ({k:,} run files)' for n, k in files.items())}."
+
 # %% ../nbs/records.ipynb #588d58cd
 def caption(
     record: dict,  # scale, data (title, split, n), seed, provenance (device); what is missing is left out
-) -> str:  # one sentence
+) -> str:  # one sentence; two where its parts were made by several commits
     "Where a record's numbers come from."
     data, device = record.get("data", {}), record.get("provenance", {}).get("device")
     parts = [
@@ -421,7 +434,7 @@ def caption(
         None if record.get("seed") is None else f"seed {record['seed']}", device,
     ]
     head = f"Scale {record['scale']}" if record.get("scale") else ""
-    return ": ".join(p for p in (head, ", ".join(p for p in parts if p)) if p) + "."
+    return ": ".join(p for p in (head, ", ".join(p for p in parts if p)) if p) + "." + mixed_commits(record)
 
 # %% ../nbs/records.ipynb #6d654375
 def table_markdown(

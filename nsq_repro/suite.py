@@ -304,6 +304,7 @@ class _Cascade:
 # %% ../nbs/suite.ipynb #ac4c1f83
 def _origins(cells, device):
     "What a record says of its cells; their last provenance stands for all."
+    cells = sorted(cells, key=lambda c: c["hash"])
     last = max((c["provenance"] for c in cells), key=lambda p: p["finished"], default=None)
     return {"provenance": last or records.provenance(device), "from": [origin(c) for c in cells]}
 
@@ -472,7 +473,7 @@ class _Facts:
 # %% ../nbs/suite.ipynb #25977052
 def _told(found, e, given):
     "What settled the given images at a radius, and the boxes and seconds spent there."
-    how, cells = Counter(), [c for c in found.used.values() if c["content"]["eps"] == e]
+    how, cells = Counter(), [c for _, c in sorted(found.used.items()) if c["content"]["eps"] == e]
     for facts in (found.facts[k] for k in np.flatnonzero(given)):
         settled = [f for f in facts if (f[0] >= e and f[4]) or (f[0] <= e and f[5])]
         how[min(settled)[3] if settled else "open"] += 1

@@ -190,13 +190,14 @@ def variants_record(
     out: dict,  # of `run`
 ) -> dict:  # series with setting 'box'; variants: label, direction, spec, hash, seconds of each turn; missing
     "What the figure and the table are made from."
-    plan, curves, kept = out["plan"], [], {}
+    plan, curves, kept, runs = out["plan"], [], {}, []
     radii, n = plan.radii, plan.n_test
     for name, f in out["found"].items():
         spec = out["specs"][name]
         ok = [records.unpack(t, n) for t in (f["clean"], *(f["left"][f"{e:g}"] for e in radii))]
         both = [{"last": o, "worst": o} for o in ok]
         curves.append(series((0.0, *radii), both, model=name, setting="box", loss="all")[1])
+        runs += [{**made_from("training", name, [out["trained"][name]])}, {**f["made"], "model": name}]
         kept[name] = {
             "label": LABELS[name] + (f" {0.5 + spec.shift:.3f}" if name == "threshold" else ""),
             "direction": next((d for d, names in DIRECTIONS.items() if name in names), ""),
@@ -204,13 +205,12 @@ def variants_record(
             "iterations": spec.iterations,
             "seconds": [round(s * spec.iterations, 2) for s in out["cost"]["seconds_per_iteration"][name]],
             "rows": f["rows"],
-            "runs": [made_from("training", spec.model, [out["trained"][name]]), f["made"]],
         }
     last = max((f["provenance"] for f in out["found"].values()), key=lambda v: v["finished"])
     attack = {k: v for k, v in plan.attack().items() if k != "radii"}
     head = {"scale": out["p"].scale, "seed": out["p"].seed, "data": out["data"].describe(), "provenance": last}
     more = {"timed": out["cost"]["provenance"], "eps_unit": 1, "series": curves, "variants": kept, "attack": attack}
-    return {**head, **more, "missing": [v for v in out["specs"] if v not in kept]}
+    return {**head, **more, "runs": runs, "missing": [v for v in out["specs"] if v not in kept]}
 
 # %% ../nbs/variants.ipynb #78b9d790
 def items():

@@ -88,10 +88,8 @@ def test_cascade_keeps_what_was_broken_before(setting):
 def test_a_stopped_cascade_goes_on(setting, monkeypatch):
     nets, keys, data = setting
     whole = suite.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything(), seed=1)
-    records.run_dir({}, "x")  # the folder of runs exists
-    for folder in (records.home() / "runs").glob("cascade-*"):
-        for file in folder.iterdir():
-            file.unlink()
+    for file in (records.home() / "runs").glob("cells/*/attack-*/record.json"):
+        file.unlink()
     real, calls = suite.not_broken, []
 
     def stops(*args, **kwargs):
@@ -202,7 +200,7 @@ def test_networks_without_bounds_are_not_certified(setting):
     assert suite.certified(odd, {"m": 2}, data, RADII, everything()) is None
 
 
-def test_joined_takes_the_worst_of_curves_up_to_a_radius():
+def test_union_takes_the_worst_of_curves_up_to_a_radius():
     ok = np.ones((2, 3), bool)
     ok[0, 0] = ok[1, 1] = False
     curve = lambda accounting, rows: {
@@ -261,5 +259,5 @@ def test_plain_run_on_a_bare_machine(tmp_path):
     ]
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    kinds = {p.parent.name.rsplit("-", 1)[0] for p in tmp_path.glob("runs/*/record.json")}
-    assert kinds >= {"train", "eval", "cascade", "certificates", "zeros", "gradients", "sanity"}
+    kinds = {p.parent.name.rsplit("-", 1)[0] for p in tmp_path.glob("runs/**/record.json")}
+    assert kinds >= {"train", "eval", "attack", "proof", "zeros", "gradients", "sanity"}

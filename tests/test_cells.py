@@ -1,0 +1,266 @@
+"""Cells: any number of workers gives the same, a killed run goes on, and what was found once is not lost or forged."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_adaptive import CE, RADII, TARGETED, N, everything, network
+
+from nsq_repro import adaptive, cells, records, suite
+from nsq_repro.data import Dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMES = ("seconds", "provenance", "from", "boxes_seconds")
+
+
+def images(n=N):
+    x = (torch.rand(N, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 255).byte()
+    y = network(0)(x.float() / 255).argmax(1)
+    return Dataset(x, y, "random", "random images", "test", tuple("abcd")).subset(n)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("NSQ_HOME", str(tmp_path))
+    return tmp_path
+
+
+def union(attacks=(CE, TARGETED), n=N, nets=None, radii=RADII, **how):
+    nets = nets or {"nsq": network(0), "sq": network(1)}
+    before = {e: v[:n] for e, v in everything().items() if e in radii}
+    return suite.cascade(nets, "nsq", {m: {"model": m} for m in nets}, images(n), attacks, radii, before, **how)
+
+
+def proofs(boxes, n=N, net=None, radii=RADII, attacked=None, **how):
+    attacked = attacked or {e: v[:n] for e, v in everything().items()}
+    return suite.certified(net or network(0), {"model": "nsq"}, images(n), radii, attacked, boxes, **how)
+
+
+def untimed(value):
+    "A record without what another run does not give again."
+    if isinstance(value, dict):
+        return {k: untimed(v) for k, v in value.items() if k not in TIMES}
+    return [untimed(v) for v in value] if isinstance(value, list) else value
+
+
+def files(home):
+    return sorted(p.relative_to(home) for p in home.glob("runs/cells/**/record.json"))
+
+
+def work(workers=cells.ALONE):
+    attacks = (CE, suite.Attack("transfer", source="sq", steps=3), suite.Attack("flips", n=7))
+    above = union(attacks, batch_size=3, workers=workers)
+    return untimed([above, proofs(40, attacked=suite.left_of(above), chunk=3, workers=workers)])
+
+
+def test_two_workers_give_what_one_gives(tmp_path, monkeypatch):
+    found = []
+    for n in (1, 2):
+        monkeypatch.setenv("NSQ_HOME", str(tmp_path / str(n)))
+        with cells.Workers(n) as workers:
+            found.append((work(workers), files(tmp_path / str(n))))
+            if n == 2:
+                with pytest.raises(ZeroDivisionError):
+                    workers.run([cells.Cell("x", {"k": k}, _fails, {"k": k}) for k in range(4)])
+    assert found[0] == found[1] and len(found[0][1]) > 20
+    assert records.run_file({"k": 3}, "x").exists() and not records.run_file({"k": 0}, "x").exists()
+
+
+def _fails(k):
+    return {"third": 3 // k}
+
+
+def test_workers_share_a_processor_only():
+    with pytest.raises(ValueError, match="workers=2"):
+        cells.Workers(2, "cuda")
+
+
+START = """
+import test_cells
+if __name__ == "__main__":
+    with test_cells.cells.Workers(2) as workers:
+        test_cells.work(workers)
+"""
+
+
+def children(pid):
+    "Processes that a process started (Linux)."
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return path.read_text().split() if path.exists() else []
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_killed_run_goes_on(tmp_path, monkeypatch):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    monkeypatch.setenv("NSQ_HOME", str(undisturbed))
+    expected, whole, upto = work(), files(undisturbed), random.Random(0).randrange(3, 15)
+    monkeypatch.setenv("NSQ_HOME", str(killed))
+    (tmp_path / "start.py").write_text(START)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen([sys.executable, str(tmp_path / "start.py")], env=env, stderr=subprocess.DEVNULL)
+    while len(files(killed)) < upto and run.poll() is None:
+        time.sleep(0.005)
+    workers = children(run.pid)
+    run.kill()
+    run.wait()
+    deadline = time.time() + 20
+    while any(map(alive, workers)) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, workers))  # they end by themselves
+    kept = {p: records.load_json(killed / p)["digest"] for p in files(killed)}
+    assert 0 < len(kept) < len(whole) and (workers or not Path("/proc").exists())
+    assert work() == expected and files(killed) == whole
+    assert all(records.load_json(killed / p)["digest"] == d for p, d in kept.items())  # nothing is done twice
+
+
+def test_a_smaller_budget_later_loses_nothing(home, monkeypatch):
+    much = proofs((40, 3, 2))
+    how = {k: n for c in much["cells"].values() for k, n in c["how"].items()}
+    assert how["crown"] and how["broken"] and how["open"]
+    monkeypatch.setattr(suite, "certify", lambda *a, **k: pytest.fail("searched again"))
+    for boxes in (0, 1, 2, (40, 3, 2)):
+        again = proofs(boxes)
+        assert again["left"] == much["left"] and again["broken"] == much["broken"]
+        assert untimed(again["cells"]) == untimed(much["cells"])
+    few = proofs(1, n=10)
+    assert all((v == suite.left_of(much)[e][:10]).all() for e, v in suite.left_of(few).items())
+
+
+def test_a_larger_budget_adds(home, monkeypatch):
+    little, calls, real = proofs(1), [], suite.certify
+    left = suite.left_of(little)
+
+    def counted(model, x, y, eps, boxes, **how):
+        calls.append((eps, len(x)))
+        return real(model, x, y, eps, boxes, **how)
+
+    monkeypatch.setattr(suite, "certify", counted)
+    much = proofs(60)
+    assert all((suite.left_of(much)[e] | ~v).all() for e, v in left.items()) and much["left"] != little["left"]
+    e = next(e for e in RADII if little["cells"][f"{e:g}"]["how"].get("open"))
+    was_open = little["cells"][f"{e:g}"]["how"]["open"]
+    assert sum(n for eps, n in calls if eps == e) == was_open > 0  # nothing else at the first radius that had some
+    assert much["cells"][f"{e:g}"]["budgets"] == [1, 60]
+
+
+def test_a_proof_at_a_larger_radius_is_one_at_a_smaller(home, monkeypatch):
+    high = suite.left_of(proofs(60, radii=RADII[1:2]))[RADII[1]]
+    assert high.any()
+    given = []
+    real = suite.certify
+    monkeypatch.setattr(suite, "certify", lambda m, x, *a, **k: given.append(len(x)) or real(m, x, *a, **k))
+    low = proofs(1, radii=RADII[:1])
+    assert (suite.left_of(low)[RADII[0]] | ~high).all()
+    assert sum(given) <= N - high.sum()
+
+
+def test_what_was_broken_stays_broken(home):
+    name = cells.network_name(network(0), {"model": "nsq"})
+    first = suite.left_of(union((CE, TARGETED)))
+    assert not first[RADII[-1]].all()
+    own = suite.attack_questions({"nsq": network(0)}, "nsq", {"nsq": {"model": "nsq"}}, images(), [CE, TARGETED], RADII)
+    assert not any(v.any() for v in suite.known_broken(name, images(), RADII, but=own).values())
+    union((replace(CE, steps=1),))
+    lost = suite.known_broken(name, images(), RADII)
+    assert all((lost[e] >= ~v).all() for e, v in first.items())
+    assert all((lost[large] >= lost[small]).all() for small, large in zip(RADII, RADII[1:]))
+    fewer = suite.known_broken(name, images(9), RADII)
+    assert all((fewer[e] == v[:9]).all() for e, v in lost.items())
+    assert suite.known_broken(name, images(), RADII, but=own)[RADII[-1]].any()  # the short attack's
+
+
+def test_attacks_are_not_run_again_on_images_they_had(home, monkeypatch):
+    few = suite.left_of(union(n=10))
+    calls, real = [], suite.not_broken
+    monkeypatch.setattr(suite, "not_broken", lambda a, nets, m, x, *r, **k: calls.append(len(x)) or real(
+        a, nets, m, x, *r, **k))
+    more = union()
+    assert all((v == suite.left_of(more)[e][:10]).all() for e, v in few.items())
+    assert sum(calls) == sum(r["given"] for r in more["rows"]) - sum(r["given"] for r in union(n=10)["rows"])
+
+
+def test_another_network_has_findings_of_its_own(home):
+    proofs(60)
+    retrained = network(0)
+    with torch.no_grad():
+        retrained.features[3].weight.mul_(-1.0)  # as if the same recipe had come out differently
+    assert not suite.left_of(proofs(0, net=retrained))[RADII[-1]].any()
+    union()
+    name = cells.network_name(retrained, {"model": "nsq"})
+    assert not any(v.any() for v in suite.known_broken(name, images(), RADII, ("attack",)).values())
+
+
+def test_a_changed_cell_is_refused_and_refresh_replaces_it(home):
+    whole = proofs(60)
+    path = next(home.glob("runs/cells/*/proof-*/record.json"))
+    good = records.load_json(path)
+    records.save_json(path, {**good, "proven": records.pack(np.ones(good["n"], bool))})
+    with pytest.raises(ValueError, match="changed after it was written"):
+        proofs(60)
+    records.save_record(path, {**good, "content": {**good["content"], "eps": 0.9}})
+    with pytest.raises(ValueError, match="not the one that its folder is named for"):
+        proofs(60)
+    assert untimed(proofs(60, refresh=True)) == untimed(whole)
+    assert all(records.load_json(path)[k] == good[k] for k in ("content", "how", "proven", "broken"))
+
+
+def test_refresh_attacks_again_and_keeps_other_attacks(home):
+    union((TARGETED,))
+    before = {p: records.load_json(home / p)["digest"] for p in files(home)}
+    union((CE,))
+    again = union((CE,), refresh=True)
+    assert all(records.load_json(home / p)["digest"] == d for p, d in before.items())
+    assert untimed(again) == untimed(union((CE,)))
+
+
+def test_records_name_their_cells(home):
+    above, below = union(), proofs(20)
+    for record in (above, below):
+        made = cells.made_from("part", "nsq", record["from"])
+        there = [records.load_json(p) for k in made["kinds"] for p in (home / "runs").glob(f"{k}-*/record.json")]
+        assert sorted(made["digests"]) == sorted(r["digest"] for r in there)
+        assert sum(c["files"] for c in made["commits"]) == len(there)
+        assert made["seconds"] == pytest.approx(sum(r["seconds"] for r in there), abs=0.01)
+    keys = {"commit", "dirty", "versions", "device", "threads", "seconds", "cpu_seconds"}
+    assert all(keys <= set(r["provenance"]) for r in there)
+
+
+SMALL = dict(scale="smoke", device="cpu", models="nsq", n_test=4, n_suite=2, parts="certificates,arithmetic")
+
+
+def test_bracket_keeps_what_earlier_runs_know(home, monkeypatch):
+    from nsq_repro import mnist
+
+    budgets = {m: {**how, "iterations": 25} for m, how in mnist.PRESETS["smoke"]["training"].items()}
+    monkeypatch.setitem(mnist.PRESETS["smoke"], "training", budgets)
+    first = adaptive.run(**SMALL)
+    record = adaptive.bracket_record(first)
+    assert untimed(adaptive.bracket_record(adaptive.run(**SMALL))) == untimed(record)
+    parts = [r["part"] for r in record["runs"]]
+    assert parts == ["training", "curves", "box", "certificates"]
+    there = {records.load_json(p)["digest"] for p in home.glob("runs/**/record.json")}
+    assert all(set(r["digests"]) <= there for r in record["runs"])
+    less = {**adaptive.PRESETS["smoke"], "box": adaptive.box_attack(1), "boxes": 0, "proof": dict(method="crown")}
+    monkeypatch.setitem(adaptive.PRESETS, "smoke", less)
+    later = adaptive.run(**SMALL)
+    for e, v in adaptive.not_broken_by_any(first, "nsq").items():
+        assert not (adaptive.not_broken_by_any(later, "nsq")[e] & ~v).any()
+        before, after = (suite.left_of(out["certificates"]["nsq"])[e] for out in (first, later))
+        assert not (before & ~after).any()
+    other = {**record["runs"][0], "commits": [{"commit": "f" * 40, "dirty": False, "files": 1}]}
+    mixed = {**record, "runs": [other, *record["runs"][1:]]}
+    assert "fffffffff (1 run files)" in records.caption(mixed)
