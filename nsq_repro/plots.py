@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'MARKERS', 'EXTRA_COLORS', 'EXTRA_MARKERS', 'GREY', 'STARTS', 'fig3', 'LEVEL_MARKERS', 'look', 'style',
-           'styled', 'fig2', 'occupied_share', 'fig1', 'footnote', 'panel_series', 'fig_accuracy', 'fig4',
-           'level_looks', 'fig_levels', 'printed_levels', 'fig_quantized_images', 'quantized_images']
+           'styled', 'fig2', 'fig1', 'footnote', 'panel_series', 'fig_accuracy', 'fig4', 'level_looks', 'fig_levels',
+           'printed_levels', 'fig_quantized_images', 'quantized_images']
 
 # %% ../nbs/plots.ipynb #9188ed10
 import functools
@@ -33,6 +33,7 @@ from nsq_repro.records import (
     images_from_text,
     in_order,
 )
+from .statistics import occupied_share, uniform_share
 from .tables import printed_value
 
 # %% ../nbs/plots.ipynb #9fef9668
@@ -54,7 +55,7 @@ def look(
 # %% ../nbs/plots.ipynb #081fc106
 def style():
     "Context manager: the settings every figure here is drawn with. Nothing outside the `with` block changes."
-    return mpl.rc_context(
+    return plt.style.context(
         {
             **sns.axes_style("ticks"), "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
             "mathtext.fontset": "dejavusans", "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8,
@@ -67,7 +68,8 @@ def style():
             "legend.handlelength": 2.2, "figure.dpi": 150, "figure.facecolor": "white", "savefig.facecolor": "white",
             "figure.constrained_layout.use": True, "svg.fonttype": "path", "svg.hashsalt": "nsq-repro",
             "pdf.fonttype": 42,
-        }
+        },
+        after_reset=True,
     )
 
 # %% ../nbs/plots.ipynb #3b8d8582
@@ -124,25 +126,9 @@ def fig2(
     return fig
 
 # %% ../nbs/plots.ipynb #a6d25d5b
-def occupied_share(
-    xy,  # (..., 2) points of the square [-eps, eps]²
-    eps: float,  # half the side of the square, positive
-    bins: int = 20,  # the square is cut into bins × bins cells
-) -> float:  # in [0, 1]
-    "Share of the cells that hold at least one point."
-    points = np.asarray(xy, dtype=float).reshape(-1, 2)
-    if np.abs(points).max() > eps * (1 + 1e-5):
-        raise ValueError(
-            f"xy leaves the square: |xy| is up to {np.abs(points).max():.4g}, allowed is eps = {eps:.4g}; pass x_t - "
-            "x, in the units of eps"
-        )
-    cell = np.clip(np.floor((points / eps + 1) / 2 * bins), 0, bins - 1)
-    return len(np.unique(cell, axis=0)) / bins**2
-
-# %% ../nbs/plots.ipynb #d19c922f
 STARTS = {"clean": "no random start", "random": "random starts"}
 
-
+# %% ../nbs/plots.ipynb #d19c922f
 def _plane(ax, path, record, share):
     "Iterates of one model and start, coloured by step."
     xy, eps, bins = np.asarray(path["xy"], dtype=float), record["eps"], record.get("bins", 20)
@@ -225,7 +211,7 @@ def fig1(
         pad=0.02, location="bottom",
     )
     points = np.asarray(drawn[-1]["xy"]).size // 2
-    _occupancy_bars(axes[-1], shares, 1 - (1 - 1 / bins**2) ** points)
+    _occupancy_bars(axes[-1], shares, uniform_share(points, bins))
     note = f" {record['note']}" if record.get("note") else ""
     footnote(fig, f"{bins} × {bins} cells, {points:,} iterates a picture. {caption(record)}{note}")
     return fig

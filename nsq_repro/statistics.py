@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['wilson', 'paired_difference', 'two_way', 'effect_sizes', 'resampled', 'grid_cells', 'grid_accuracies', 'interval',
-           'seeds_difference']
+           'occupied_share', 'uniform_share', 'seeds_difference']
 
 # %% ../nbs/statistics.ipynb #f6cf5742
 import math
@@ -110,10 +110,36 @@ def grid_accuracies(
     return Ks, alphas, A.reshape(-1, len(Ks), len(alphas))
 
 # %% ../nbs/statistics.ipynb #5b77de9f
-def interval(samples) -> dict:
-    "The first value, and the 95 % interval of the others."
+def interval(
+    samples: np.ndarray,  # (1 + draws,) a value as measured, then resampled
+) -> dict:  # name (empty), value, low, high
+    "The value, and the 95 % percentile interval of its resamples."
     low, high = np.percentile(samples[1:], (2.5, 97.5))
     return {"name": "", "value": float(samples[0]), "low": float(low), "high": float(high)}
+
+# %% ../nbs/statistics.ipynb #e520b209
+def occupied_share(
+    xy,  # (..., 2) points of the square [-eps, eps]²
+    eps: float,  # half the side of the square, positive
+    bins: int = 20,  # the square is cut into bins × bins cells
+) -> float:  # in [0, 1]
+    "Share of the cells that hold at least one point. Raises ValueError where a point lies outside."
+    points = np.asarray(xy, dtype=float).reshape(-1, 2)
+    if np.abs(points).max() > eps * (1 + 1e-5):
+        raise ValueError(
+            f"xy leaves the square: |xy| is up to {np.abs(points).max():.4g}, allowed is eps = {eps:.4g}; pass x_t - "
+            "x, in the units of eps"
+        )
+    cell = np.clip(np.floor((points / eps + 1) / 2 * bins), 0, bins - 1)
+    return len(np.unique(cell, axis=0)) / bins**2
+
+# %% ../nbs/statistics.ipynb #ac692138
+def uniform_share(
+    points: int,  # number m of independent uniform points
+    bins: int = 20,  # B: the square is cut into bins × bins cells
+) -> float:  # in [0, 1]
+    "Share of cells that they hold on average, @eq-uniform-share."
+    return 1 - (1 - 1 / bins**2) ** points
 
 # %% ../nbs/statistics.ipynb #2d749500
 def seeds_difference(
