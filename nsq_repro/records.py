@@ -311,9 +311,9 @@ def render(
     kind: str = "svg",  # 'svg' or 'png'
 ) -> bytes:  # the file's contents
     "A figure as bytes."
-    import matplotlib
+    import matplotlib.style
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
+    with matplotlib.style.context({"svg.hashsalt": name}, after_reset=True):  # not with the user's matplotlibrc
         fig.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {}, bbox_inches="tight")
     return buffer.getvalue()
 
