@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MODELS', 'PARTS', 'RADII', 'SUITE_RADII', 'COMMON', 'PRESETS', 'QUESTION', 'experiment', 'BRACKET', 'Parameters',
            'box_attack', 'attack_suite', 'Plan', 'protocol', 'what_was_broken', 'attacks_from_above',
-           'proofs_from_below', 'not_broken_by_any', 'decide_hard', 'hard_limit', 'arithmetic', 'free_pixels',
-           'sanity_records', 'shorter_trainings', 'time_and_robustness', 'both_sides', 'run', 'items', 'record_head',
-           'bracket_record', 'suite_record']
+           'proofs_from_below', 'not_broken_by_any', 'hard_limit', 'arithmetic', 'free_pixels', 'sanity_records',
+           'shorter_trainings', 'time_and_robustness', 'both_sides', 'run', 'items', 'record_head', 'bracket_record',
+           'suite_record']
 
 # %% ../nbs/adaptive.ipynb #0da24246
 import math
@@ -21,7 +21,6 @@ from torch import Tensor
 
 from . import experiments, records
 from .cells import ALONE, Workers, made_from, measurement, network_name
-from .certificates import certify
 from .exact import bracket, gradient_table, judged, sanity_record, zero_gradient_share
 from .experiments import Experiment, Protocol, datasets, parameter, read, run_protocol
 from .statistics import wilson
@@ -30,6 +29,7 @@ from nsq_repro.suite import (
     attack_questions,
     cascade,
     certified,
+    decide_hard,
     has_bounds,
     known_broken,
     left_of,
@@ -221,8 +221,8 @@ def attacks_from_above(
 ) -> tuple[dict, dict]:  # unions of the box attack and of the suite, by model, see `suite.cascade`
     "Box attack on n_test images, then the suite on the first n_suite of them."
     data, few, box, suite = test.subset(plan.n_test), test.subset(plan.n_suite), {}, {}
-    how = dict(seed=p.seed, precision=plan.precision)
-    run = dict(how, device=p.device, refresh=refresh, workers=workers)
+    how: dict = dict(seed=p.seed, precision=plan.precision)
+    run: dict = dict(how, device=p.device, refresh=refresh, workers=workers)
     for m in nets:
         own = attack_questions(nets, m, keys, data, plan.box, plan.radii, **how)
         if "suite" in plan.parts and m in plan.closely:
@@ -250,7 +250,7 @@ def proofs_from_below(
     for m in nets:
         n, boxes = (plan.n_test, plan.boxes) if m == "nsq" else (min(plan.n_proof, plan.n_test), plan.boxes_others)
         left = {e: v[:n] for e, v in attacked[m].items()}
-        how = dict(plan.proof, refresh=refresh, workers=workers)
+        how: dict = dict(plan.proof, refresh=refresh, workers=workers)
         done[m] = certified(nets[m], keys[m], test.subset(n), plan.radii, left, boxes, **how)
     return {m: c for m, c in done.items() if c}
 
@@ -272,29 +272,6 @@ def not_broken_by_any(
             broken[e] |= np.pad(lost, (0, plan.n_test - len(lost)))
     ok = {e: v & ~broken[e] for e, v in left_of(out["box"][name]).items()}
     return {e: v[: plan.n_suite] for e, v in ok.items() if e in plan.suite_radii} if suite else ok
-
-# %% ../nbs/adaptive.ipynb #c90ef31e
-def decide_hard(
-    hard,  # a `SoftQuantNet` with α = ∞
-    x: Tensor,  # (N, C, H, W) images in [0, 1]
-    y: Tensor,  # (N,) labels
-    eps: float,  # l∞ radius
-    limit: int,  # images with at most so many free pixels are decided
-    proof: dict,  # options of `certify` for the others
-) -> dict:  # counts: few (at most `limit`), decided (of these), robust, broken, open; pixels: mean number of free ones
-    "Decide a network with hard quantization, as far as it goes."
-    lo, hi = hard.quantize.reachable_box(x, eps)
-    free = (hi > lo).flatten(1).sum(1).cpu()
-    few, robust, broken = free <= limit, *(torch.zeros(len(x), dtype=torch.bool) for _ in range(2))
-    leaf = 512 if has_bounds(hard) else 2**limit
-    exact, quick = dict(boxes=4 * 2**limit // 512, method=proof["method"]), dict(boxes=1, **proof)
-    for part, how in ((few, exact), (~few, quick)):
-        if part.any():
-            c = certify(hard, x[part], y[part], eps, leaf=leaf, **how)
-            robust[part], broken[part] = c.robust, c.broken
-    sets = {"few": few, "decided": few & (robust | broken), "robust": robust, "broken": broken}
-    counts = {k: int(v.sum()) for k, v in (sets | {"open": ~robust & ~broken}).items()}
-    return {"n": len(x), "limit": limit, "pixels": round(float(free.double().mean()), 2), **counts}
 
 # %% ../nbs/adaptive.ipynb #a5793f05
 def hard_limit(
@@ -392,7 +369,7 @@ def shorter_trainings(
     "Recipes with fewer iterations, under the box attack alone."
     data, found, runs = test.subset(plan.n_suite), [], []
     x, y = data.floats(device=p.device), data.y.to(p.device)
-    how = dict(seed=p.seed, device=p.device, precision=plan.precision, refresh=refresh, workers=workers)
+    how: dict = dict(seed=p.seed, device=p.device, precision=plan.precision, refresh=refresh, workers=workers)
     shares = [(t, share) for t in p.train for share in plan.budgets.get(t.model, ())]
     for short in (replace(t, iterations=max(1, round(share * t.iterations))) for t, share in shares):
         m, (net, trained) = short.model, train(short, fit, p.device)
@@ -435,7 +412,7 @@ def both_sides(
 ) -> None:
     "Attacks from above, proofs from below."
     p, plan, test = out["p"], out["plan"], out["test"]
-    how = dict(refresh=refresh, workers=workers)
+    how: dict = dict(refresh=refresh, workers=workers)
     out["box"], out["suite"] = attacks_from_above(p, plan, nets, keys, evaluated, test, **how)
     attacked = {m: left_of(box) for m, box in out["box"].items()}
     proofs = "certificates" in plan.parts

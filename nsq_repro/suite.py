@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORDS', 'OTHERS', 'Attack', 'with_alpha', 'InBfloat16', 'fast_copy', 'adversarial_images', 'not_broken',
            'attack_question', 'attack_outcomes', 'attack_questions', 'cascade', 'left_of', 'known_broken',
-           'union_of_curves', 'has_bounds', 'proof_outcomes', 'certified']
+           'union_of_curves', 'has_bounds', 'proof_outcomes', 'certified', 'decide_hard']
 
 # %% ../nbs/suite.ipynb #c1fa663d
 from collections import Counter
@@ -187,7 +187,7 @@ def attack_question(
 ) -> dict:  # JSON values
     "What names the cells of one attack at one radius, see `cells.about_images`."
     spec = {k: v for k, v in attack.spec().items() if k != "n"}
-    more = {"sources": {attack.source: networks[attack.source]}} if attack.source else {}
+    more: dict = {"sources": {attack.source: networks[attack.source]}} if attack.source else {}
     if attack.attack == "hopskipjump":
         more["starts"] = others
     return {"network": networks[name], "attack": spec, "eps": eps, "seed": seed, "precision": precision, **more}
@@ -212,7 +212,7 @@ def attack_questions(
     name: str,  # of the model to attack
     keys: dict,  # what names the training of each network
     data,  # `Dataset`: the images
-    attacks: list,  # of `Attack`
+    attacks: list | tuple,  # of `Attack`
     radii: tuple,  # l∞ radii
     seed: int = 0,  # of the starts
     precision: str = "fp32",  # of the search
@@ -222,7 +222,7 @@ def attack_questions(
     wanted = [a for a in attacks if a.applies(name, layered) and (a.source or name) in nets]
     networks = {m: network_name(nets[m], keys[m]) for m in {name, *(a.source for a in wanted if a.source)}}
     others = data.subset(min(OTHERS, len(data))).fingerprint
-    how = dict(seed=seed, precision=precision, others=others)
+    how: dict = dict(seed=seed, precision=precision, others=others)
     return {(a, e): attack_question(a, networks, name, e, **how) for a in wanted for e in radii}
 
 # %% ../nbs/suite.ipynb #f7e9ba33
@@ -231,7 +231,7 @@ def cascade(
     name: str,  # of the model to attack
     keys: dict,  # what names the training of each network: `train_key(…)` by name
     data,  # `Dataset`: the images
-    attacks: list,  # of `Attack`, in the order they are tried
+    attacks: list | tuple,  # of `Attack`, in the order they are tried
     radii: tuple,  # l∞ radii, increasing
     before: dict,  # radius → (N,) bool: not broken by what was done elsewhere
     seed: int = 0,  # of the starts
@@ -244,7 +244,7 @@ def cascade(
     "Every attack on every image that is left, from the largest radius down."
     questions = attack_questions(nets, name, keys, data, attacks, radii, seed, precision)
     size = batch_size or (50 if torch.device(device).type == "cpu" else 500)
-    how = dict(seed=seed, precision=precision)
+    how: dict = dict(seed=seed, precision=precision)
     search = _Cascade(nets, name, keys, data, questions, refresh, size, workers, device, how)
     attacks = list(dict.fromkeys(a for a, _ in questions))
     rows, left, candidates = [], {}, np.ones(len(data), bool)
@@ -482,3 +482,26 @@ def _told(found, e, given):
     spent = {"boxes": boxes, "seconds": round(sum(c["seconds"] * ours(c) for c in cells), 2)}
     budgets = sorted({c["content"]["boxes"] for c in cells})
     return {"how": dict(sorted(how.items())), **spent, "given": int(given.sum()), "budgets": budgets}
+
+# %% ../nbs/suite.ipynb #6ac7c073
+def decide_hard(
+    hard,  # a `SoftQuantNet` with α = ∞
+    x: Tensor,  # (N, C, H, W) images in [0, 1]
+    y: Tensor,  # (N,) labels
+    eps: float,  # l∞ radius
+    limit: int,  # images with at most so many free pixels are decided
+    proof: dict,  # options of `certify` for the others
+) -> dict:  # counts: few (at most `limit`), decided (of these), robust, broken, open; pixels: mean number of free ones
+    "Decide a network with hard quantization, as far as it goes."
+    lo, hi = hard.quantize.reachable_box(x, eps)
+    free = (hi > lo).flatten(1).sum(1).cpu()
+    few, robust, broken = free <= limit, *(torch.zeros(len(x), dtype=torch.bool) for _ in range(2))
+    leaf = 512 if has_bounds(hard) else 2**limit
+    exact: dict = dict(boxes=4 * 2**limit // 512, method=proof["method"])
+    for part, how in ((few, exact), (~few, {**proof, "boxes": 1})):
+        if part.any():
+            c = certify(hard, x[part], y[part], eps, leaf=leaf, **how)
+            robust[part], broken[part] = c.robust, c.broken
+    sets = {"few": few, "decided": few & (robust | broken), "robust": robust, "broken": broken}
+    counts = {k: int(v.sum()) for k, v in (sets | {"open": ~robust & ~broken}).items()}
+    return {"n": len(x), "limit": limit, "pixels": round(float(free.double().mean()), 2), **counts}

@@ -93,7 +93,7 @@ def specs(
     }
 
 # %% ../nbs/variants.ipynb #18802787
-PRESETS = {
+PRESETS: dict = {
     scale: dict(variants=tuple(LABELS), radii=(0.1, 0.2, 0.3), box=whole["box"], precision=whole["precision"], n_test=n)
     for (scale, whole), n in zip(adaptive.PRESETS.items(), (40, 500, 10_000))
 }
@@ -104,7 +104,7 @@ PRESETS["smoke"] |= dict(variants=("nsq", "box", "fgsm", "threshold"), radii=(0.
 @dataclass(frozen=True)
 class Parameters(experiments.Parameters):
     "Parameters of this notebook."
-    variants: tuple[str, ...] | None = parameter(None, "which variants; nsq is always among them", LABELS)
+    variants: tuple[str, ...] | None = parameter(None, "which variants; nsq is always among them", tuple(LABELS))
     n_test: int | None = parameter(None, "attack the first n_test test images", least=1)
 
 # %% ../nbs/variants.ipynb #b8851c43
@@ -148,7 +148,7 @@ def attacked(
     "The box attack on one network."
     x, y, m = data.floats(device=how["device"]), data.y.to(how["device"]), key["model"]
     clean = judged(net, x, x, y, 0.0).correct.cpu().numpy()
-    start, how = {e: clean for e in plan.radii}, dict(how, precision=plan.precision, refresh=again)
+    start, how = {e: clean for e in plan.radii}, {**how, "precision": plan.precision, "refresh": again}
     record = cascade({m: net}, m, {m: key}, data, plan.box, plan.radii, start, **how)
     found = {k: record[k] for k in ("left", "rows", "provenance")}
     return {"clean": records.pack(clean), **found, "made": made_from("box attack", m, record["from"])}
