@@ -12,9 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from .programs import AFFINE, Maximum, Program
 from nsq_repro.zonotopes import (
-    AFFINE,
-    Maximum,
     Patches,
     PixelGenerators,
     Rows,
@@ -32,6 +31,7 @@ class SharedErrors(Term):
     "Generators of errors, with rows common to all boxes."
 
     share: Tensor  # (N, M) at least 0: how much of each row is in each box
+    blocks: tuple  # (name, number of rows) for rows that became errors at one place of the network
 
     rough = property(lambda self: len(self.share) > 1)  # whether `ahead` has a closer answer
 
@@ -59,11 +59,25 @@ class SharedErrors(Term):
         moved = more.unsqueeze(2) * less.unsqueeze(1) * self.apart
         return super().mean(common)[0], moved.sum((1, 2)) / more.sum(1).clamp_min(1e-30)
 
+    def plus(self, other: "SharedErrors") -> "SharedErrors":
+        return super().plus(other) if self.blocks == other.blocks else _of_both(self, other)
+
     def ahead(self, weights: Tensor, moved: Tensor | float | None = None) -> Tensor:
         if self.rough and moved is None:
             return (self.apart * weights.unsqueeze(1)).sum(2)
         lead = self.sum(lambda rows, s: above_mean(rows, s).abs(), weights.mean(0, keepdim=True))
         return lead + moved.unsqueeze(1) if self.rough else lead
+
+# %% ../nbs/correlated_errors.ipynb #612c2679
+def _of_both(a, b):
+    "The sum of two `SharedErrors`, block by block"
+    found = {}
+    for t in (a, b):
+        sizes = [n for _, n in t.blocks]
+        for (name, _), rows, share in zip(t.blocks, t.rows.whole().split(sizes), t.share.split(sizes, 1)):
+            found[name] = (found[name][0] + rows if name in found else rows, share)
+    rows, shares = (torch.cat(parts, dim) for parts, dim in zip(zip(*found.values()), (0, 1)))
+    return SharedErrors(Rows(rows, (len(rows),)), shares, tuple((name, len(r)) for name, (r, _) in found.items()))
 
 # %% ../nbs/correlated_errors.ipynb #bbc10bab
 def keep_errors(
@@ -71,21 +85,22 @@ def keep_errors(
     least: float = 0.03,  # only units with a radius above this share of the largest one
 ) -> Zonotope:  # the same set
     "Turn radii into generators."
-    shape, flat = z.radius.shape[1:], z.radius.flatten(1)
-    big = (flat > least * flat.amax()).any(0) if len(flat) else flat.new_zeros(flat.shape[1:], dtype=torch.bool)
+    shape, radius = z.radius.shape[1:], z.radius.flatten(1)
+    big = (radius > least * radius.amax()).any(0) if len(radius) else radius.new_zeros(radius.shape[1:]).bool()
     units = big.nonzero()[:, 0]
     if not len(units):
         return z
     place = units % (shape[1] * shape[2]) if len(shape) == 3 else units
     order = place.sort(stable=True).indices  # place after place
     units, place = units[order], place[order]
-    rows, share = rows_of_units(torch.ones_like(flat[0, units]), units, place, shape), flat[:, units]
+    rows, share = rows_of_units(torch.ones_like(radius[0, units]), units, place, shape), radius[:, units]
+    errors = SharedErrors(rows, share, ((object(), len(units)),))
     if (old := z.term(SharedErrors)) is not None:
-        before = old.rows.whole().flatten(1) if len(shape) == 1 else old.rows.whole()
-        rows = Rows(torch.cat([before, rows.whole()]), (len(before) + len(units),))
-        share = torch.cat([old.share, share], 1)
+        flat = len(shape) == 1
+        old = old.map(lambda rows: rows.over_all_units(rows.whole().flatten(1) if flat else rows.whole()))
+        errors = old.plus(errors)
     others = (t for t in z.terms if not isinstance(t, SharedErrors))
-    return Zonotope(z.centre, flat.where(~big, 0.0).view_as(z.radius), (*others, SharedErrors(rows, share)))
+    return Zonotope(z.centre, radius.where(~big, 0.0).view_as(z.radius), (*others, errors))
 
 # %% ../nbs/correlated_errors.ipynb #0059b117
 @dataclass(frozen=True)
@@ -113,7 +128,7 @@ def curves(
     z: Zonotope,  # output of `layers`
 ) -> Zonotope:  # the same with polytopes for the errors of units that see the same pixels
     "Replace radii by polytopes."
-    several = len(z.centre) > 1 or sum(isinstance(m, Maximum) for m in layers) > 1
+    several = len(z.centre) > 1 or sum(isinstance(m, Maximum) for m in layers) > 1 or z.term(Polytopes)
     if not pixels.terms or several or not isinstance(layers[0], (*AFFINE, nn.Flatten)):
         return z
     first = _FirstMaximum.of(layers, pixels, z)
@@ -219,13 +234,14 @@ def _vertices(found, shape):
 
 # %% ../nbs/correlated_errors.ipynb #65966813
 def relate_errors(
-    layers: list,  # of `layers_of`
-    i: int,  # number of an affine layer
+    program: Program,  # of `read_program`
+    n: int,  # number of a value that an affine layer takes
     pixels: Zonotope,  # boxes of one image
-    z: Zonotope,  # input of layer i
-) -> Zonotope:  # a set inside of z that holds the same values of the network
+    z: Zonotope,  # what value n can be
+) -> Zonotope:  # the same, narrower or with errors that the next layers can cancel
     "What `forward` takes as `refine`."
-    before, after = (sum(isinstance(m, AFFINE) for m in part) for part in (layers[:i], layers[i + 1 : -1]))
-    if before == 1 and after:
-        z = curves(layers[:i], pixels, z)
+    parts = program.steps[:n], program.steps[n + 1 : -1]
+    before, after = (sum(isinstance(step.layer, AFFINE) for step in part) for part in parts)
+    if before == 1 and after and (path := program.path_to(n)):
+        z = curves(path, pixels, z)
     return keep_errors(z) if before and after else z

@@ -15,18 +15,9 @@ from nsq_repro.attacks import pgd
 from nsq_repro.certificates import METHODS, bound_margins, bounds, certify, corners, cut, exact_hard, preimage
 from nsq_repro.correlated_errors import Polytopes, SharedErrors, curves
 from nsq_repro.networks import MnistCNN, SoftQuantNet
+from nsq_repro.programs import Maximum, chain, read_program
 from nsq_repro.quantization import SoftQuantize, levels
-from nsq_repro.zonotopes import (
-    Maximum,
-    Patches,
-    PixelGenerators,
-    Zonotope,
-    forward,
-    interval,
-    layers_of,
-    maximum,
-    zonotope_of_box,
-)
+from nsq_repro.zonotopes import Patches, PixelGenerators, Zonotope, forward, interval, maximum, zonotope_of_box
 
 few = settings(max_examples=15, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31)
@@ -124,7 +115,7 @@ def test_boxes_of_one_image_done_together(kind):
     lost, gained = [], []
     for seed in range(25):
         F, (lo, hi, y, g) = network(2000 + seed, kind), boxes(2000 + seed, n=1, free=2 + seed % 12)
-        layers, (a, b) = layers_of(F), parts(lo, hi, g, 8)
+        layers, (a, b) = read_program(F), parts(lo, hi, g, 8)
         y = y.expand(8)
         low = bound_margins(layers, a, b, y, "full", together=True).low
         assert (low <= smallest_seen(F, a, b, y, g, draws=6) + 1e-9).all(), seed
@@ -149,7 +140,7 @@ def test_a_box_of_no_width_gives_the_margins(kind, method):
 def test_linear_bounds_are_exact_where_no_unit_changes_sign(method):
     F, (lo, hi, y, _) = network(5, "cnn"), boxes(5)
     hi = lo + 2e-5 * (hi > lo)  # so small a box that no unit changes sign, with sides that still count as free
-    planes = [p for p in forward(layers_of(F), lo, hi).planes if p is not None]
+    planes = [p for p in forward(read_program(F), lo, hi).planes if p is not None]
     assert len(planes) == 3 and not any((p.offset > 0).any() for p in planes)
     x = lo.requires_grad_()
     truth = torch.stack(
@@ -167,11 +158,12 @@ def test_linear_bounds_are_exact_where_no_unit_changes_sign(method):
 @given(seeds, st.sampled_from(["cnn", "pool3", "mlp"]))
 def test_every_layer_of_the_forward_pass_encloses_and_every_plane_bounds(seed, kind):
     F, (lo, hi, _, g) = network(seed, kind), boxes(seed)
-    layers = layers_of(F)
+    layers = [step.layer for step in read_program(F).steps]
     for i in range(1, len(layers)):
-        seen = forward(layers[:i] + layers[-1:], lo, hi)
-        planes, (l, u) = seen.planes[-1], seen.z.bounds()
-        a, b = interval(layers[:i] + layers[-1:], lo, hi)
+        part = chain(layers[:i] + layers[-1:])
+        seen = forward(part, lo, hi)
+        planes, (l, u) = seen.planes[i - 1], seen.z.bounds()
+        a, b = interval(part, lo, hi)
         for _ in range(20):
             v = lo + (hi - lo) * torch.rand(lo.shape, generator=g, dtype=torch.float64).round()
             for layer in layers[: i - 1]:
@@ -197,11 +189,11 @@ def test_every_layer_of_the_forward_pass_encloses_and_every_plane_bounds(seed, k
 def test_curves_enclose_the_errors_they_stand_for(seed, kind, free, narrow):
     """Not only each unit: every linear functional of the errors stays within its bounds, as a polytope promises."""
     F, (lo, hi, _, g) = network(seed, "cnn" if kind == "relu-pool" else kind), boxes(seed, n=1, free=free)
-    layers = layers_of(F)
+    layers = [step.layer for step in read_program(F).steps]
     block = {"cnn": layers[:2], "relu-pool": [layers[0], layers[1], nn.Flatten()], "mlp": layers[:3]}[kind]
     if free > 1:
         hi = torch.where(torch.rand(hi.shape, generator=g) < 0.4, lo + narrow * (hi - lo), hi)
-    box, z = zonotope_of_box(lo, hi), forward([*block, layers[-1]], lo, hi).z
+    box, z = zonotope_of_box(lo, hi), forward(chain([*block, layers[-1]]), lo, hi).z
     c = curves(block, box, z)
     if not box.terms:  # no free pixel is left
         assert c is z
@@ -230,7 +222,7 @@ def test_curves_of_one_pixel_leave_a_fraction_of_the_error():
         torch.manual_seed(0)
         block = [nn.Flatten(), nn.Linear(36, 400).double(), Maximum(1, True)]
     hi, lo = torch.where(hi > lo, 1.0, lo), torch.where(hi > lo, 0.0, lo)  # one pixel from 0 to 1
-    z = forward([*block, nn.Linear(400, 2).double()], lo, hi).z
+    z = forward(chain([*block, nn.Linear(400, 2).double()]), lo, hi).z
     c = curves(block, zonotope_of_box(lo, hi), z)
     assert c.term(Polytopes).rows.sizes and z.radius.sum() > 0 and c.radius.sum() < z.radius.sum() / 4
 
@@ -271,7 +263,7 @@ def test_a_maximum_is_between_its_planes_at_every_point_of_the_set(seed, kind, w
     terms = [PixelGenerators(pixels, own, own, N)]
     if what != "pixels":
         rows = inside(Patches(new(4, 3, 2, 3), (1, 3), ((0, 1), (4, 4)), (6, 6)))
-        terms.append(SharedErrors(rows, new(N, 4).abs() * (new(N, 4) > -1)))
+        terms.append(SharedErrors(rows, new(N, 4).abs() * (new(N, 4) > -1), (("some", 4),)))
     if what == "errors":
         terms.append(Polytopes(Patches(new(6, 3, 3, 3), (2, 4), ((-1, 2), (2, 2)), (6, 6), distinct=True)))
     z, layer = Zonotope(new(N, 3, 6, 6), 0.2 * new(N, 3, 6, 6).abs(), tuple(terms)), Maximum(*kind)
@@ -433,7 +425,7 @@ def test_wrong_arguments_are_named():
     for message, call in [
         ("method='planet' is unknown", lambda: bounds(F, x, hi, y, "planet")),
         ("lo is above hi", lambda: bounds(F, hi, x, y)),
-        ("one image; these have the labels", lambda: bound_margins(layers_of(F), x, hi, y, "full", together=True)),
+        ("one image; these have the labels", lambda: bound_margins(read_program(F), x, hi, y, "full", together=True)),
         ("expected a box and a label", lambda: bounds(F, x, hi, y[:3])),
         ("y holds labels 0 to 7; F has 4 classes", lambda: bounds(F, x, hi, y + torch.arange(8) // 7 * 4)),
         (
@@ -480,7 +472,7 @@ def test_what_cannot_be_computed_is_not_proven():
     y = torch.zeros(8, dtype=torch.long)
     for method in ("crown", "full"):
         assert not certify(F, x, y, 0.01, method=method, boxes=3).robust.any()
-    assert bound_margins(layers_of(F), x, hi, y, "crown").open[:, 1:].all()
+    assert bound_margins(read_program(F), x, hi, y, "crown").open[:, 1:].all()
 
 
 def test_nothing_to_certify_is_no_error():
@@ -495,7 +487,7 @@ def test_nothing_to_certify_is_no_error():
 
 def test_only_the_classes_that_matter_are_open():
     F, (lo, hi, y, _) = network(0), boxes(0, free=12)
-    layers, y = layers_of(F), y * 0
+    layers, y = read_program(F), y * 0
     for together in (False, True):
         every = bound_margins(layers, lo, hi, y, "full", together=together)
         classes = torch.rand(8, 4, generator=torch.Generator().manual_seed(0)) < 0.5
@@ -525,7 +517,7 @@ def test_errors_are_kept_behind_flatten_and_for_several_channels():
     lo = torch.rand(1, 2, 6, 6, generator=g, dtype=torch.float64)
     lo, hi = parts(lo, lo + 0.3 * (torch.rand(lo.shape, generator=g) < 0.2), g, 40)
     y = torch.zeros(40, dtype=torch.long)
-    low = bound_margins(layers_of(F), lo, hi, y, "full", together=True).low
+    low = bound_margins(read_program(F), lo, hi, y, "full", together=True).low
     assert (low <= smallest_seen(F, lo, hi, y, g) + 1e-9).all() and (
-        low - bound_margins(layers_of(F), lo, hi, y, "crown").low
+        low - bound_margins(read_program(F), lo, hi, y, "crown").low
     ).mean() > 0
