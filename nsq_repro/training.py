@@ -10,6 +10,7 @@ __all__ = ['LAYER', 'ADVERSARY', 'RECIPES', 'NOISE', 'NOTHING_DONE', 'TrainSpec'
 
 # %% ../nbs/training.ipynb #7f8811ed
 import math
+import numbers
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import records
-from .attacks import LOSSES, ball, end_of, frozen, loss_steps, surrogate
+from .attacks import LOSSES, ball, end_of, frozen, loss_steps, surrogate, taken_apart
 from .data import crop_flip
 from .networks import NETWORKS, build, load_checkpoint, save_checkpoint
 
@@ -58,63 +59,62 @@ class TrainSpec:
         records.check_fields(self, _train_rules(self))
 
 # %% ../nbs/training.ipynb #1c10ccd1
+def _between(value, low, high):
+    "Whether a value is a number in [low, high]."
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and low <= value <= high
+
+
+def _whole(value, least):
+    "Whether a value is a whole number, at least `least`."
+    return type(value) is int and value >= least
+
+
 def _optimizer_rules(s):
     "What the fields of the optimization may be."
     return {
-        "iterations": (type(s.iterations) is int and s.iterations >= 1, "a whole number, at least 1"),
-        "batch_size": (type(s.batch_size) is int and s.batch_size >= 1, "a whole number, at least 1"),
-        "lr": (0 < s.lr < 10, "a positive number below 10"),
+        "iterations": (_whole(s.iterations, 1), "a whole number, at least 1"),
+        "batch_size": (_whole(s.batch_size, 1), "a whole number, at least 1"),
+        "lr": (_between(s.lr, 0, 10) and 0 < s.lr < 10, "a positive number below 10"),
         "schedule": (s.schedule in ("constant", "onecycle", "madrylab"), "'constant', 'onecycle' or 'madrylab'"),
         "optimizer": (s.optimizer in ("adam", "sgd"), "'adam' or 'sgd'"),
-        "weight_decay": (0 <= s.weight_decay < 1, "a number in [0, 1)"),
+        "weight_decay": (_between(s.weight_decay, 0, 1) and s.weight_decay < 1, "a number in [0, 1)"),
         "augment": (type(s.augment) is bool, "True or False"),
-        "craft_mode": (s.craft_mode in ("train", "eval"), "'train' or 'eval'"),
         "precision": (s.precision in ("fp32", "bf16"), "'fp32' or 'bf16'"),
         "seed": (type(s.seed) is int, "a whole number"),
-        "noise_shape": (
-            s.noise_shape in NOISE and (s.noise > 0 or s.noise_shape == "uniform"),
-            f"one of {', '.join(NOISE)}; other than uniform only with noise > 0",
-        ),
-        "shift": (
-            abs(s.shift) < 0.5 and (s.shift == 0 or s.K is not None),
-            "a number between -0.5 and 0.5; other than 0 only with a layer",
-        ),
     }
 
 # %% ../nbs/training.ipynb #8339a2a5
-def _train_rules(s):
+def _batch_rules(s):
+    "What the fields of layer, noise, adversary and loss may be."
+    length, stable = _between(s.step_size, 0, 2), _between(s.stability, 0, math.inf)
     return {
-        "model": (s.model in RECIPES, f"one of {', '.join(RECIPES)}"),
-        **(_recipe_rules(s) if s.model in RECIPES else {}),
-        "network": (s.network in NETWORKS, f"one of {', '.join(NETWORKS)}"),
-        "K": (
-            s.K is None or (type(s.K) is int and s.K >= 1),
-            "a whole number of levels, at least 1 (or None: no layer)",
-        ),
+        "K": (s.K is None or _whole(s.K, 1), "a whole number of levels, at least 1 (or None: no layer)"),
         "alpha": (
-            (s.alpha is None) == (s.K is None) and (s.alpha is None or s.alpha > 0),
+            (s.alpha is None) == (s.K is None) and (s.alpha is None or _between(s.alpha, 0, math.inf) and s.alpha > 0),
             "a positive number where K is given, else None",
         ),
-        "noise": (0 <= s.noise <= 1, "a radius in [0, 1] (16/255, not 16)"),
-        "eps": (0 <= s.eps <= 1, "a radius in [0, 1] (8/255, not 8)"),
-        "steps": (
-            type(s.steps) is int and s.steps >= 0 and (s.steps == 0) == (s.eps == 0),
-            "at least 1 where eps > 0, else 0",
+        "shift": (
+            _between(s.shift, -0.5, 0.5) and abs(s.shift) < 0.5 and (s.shift == 0 or s.K is not None),
+            "a number between -0.5 and 0.5; other than 0 only with a layer",
         ),
-        "step_size": (
-            0 <= s.step_size <= 2 and (s.step_size > 0) == (s.steps > 0),
-            "a positive length where steps > 0, else 0",
+        "noise": (_between(s.noise, 0, 1), "a radius in [0, 1] (16/255, not 16)"),
+        "noise_shape": (
+            s.noise_shape in list(NOISE) and (s.noise_shape == "uniform" or _between(s.noise, 0, 1) and s.noise > 0),
+            f"one of {', '.join(NOISE)}; other than uniform only with noise > 0",
         ),
-        "warmup": (0 <= s.warmup <= 1, "a share in [0, 1]"),
+        "eps": (_between(s.eps, 0, 1), "a radius in [0, 1] (8/255, not 8)"),
+        "steps": (_whole(s.steps, 0) and (s.steps == 0) == (s.eps == 0), "at least 1 where eps > 0, else 0"),
+        "step_size": (length and (s.step_size > 0) == (s.steps > 0), "a positive length where steps > 0, else 0"),
+        "warmup": (_between(s.warmup, 0, 1), "a share in [0, 1]"),
+        "craft_mode": (s.craft_mode in ("train", "eval"), "'train' or 'eval'"),
         "stability": (
-            s.stability >= 0 and (s.stability == 0 or s.noise > 0),
+            stable and (s.stability == 0 or s.noise > 0),
             "a weight, at least 0; above 0 only with noise > 0",
         ),
         "l1": (
-            0 <= s.l1 <= 1 and not (s.l1 and (s.steps or s.noise)),
+            _between(s.l1, 0, 1) and not (s.l1 and (s.steps or s.noise)),
             "a radius in [0, 1]; above 0 only without noise and adversary",
         ),
-        **_optimizer_rules(s),
     }
 
 # %% ../nbs/training.ipynb #71a35a06
@@ -123,10 +123,18 @@ def _recipe_rules(s):
     needs, rules = RECIPES[s.model].needs, {}
     for name in (*LAYER, "noise", *ADVERSARY, "stability", "l1"):
         if name in needs and not getattr(s, name):
-            rules[name] = (False, f"something, since model='{s.model}' needs it (see `recipe`)")
+            rules[name] = (False, f"a value of its own: model='{s.model}' needs one (recipe('{s.model}') sets it)")
         elif name not in needs and getattr(s, name):
-            rules[name] = (False, f"nothing, since model='{s.model}' has none (see RECIPES)")
+            rules[name] = (False, f"its default only: model='{s.model}' works without")
     return rules
+
+
+def _train_rules(s):
+    "Field → (whether it is right, what it may be)."
+    if s.model not in list(RECIPES):
+        return {"model": (False, f"one of {', '.join(RECIPES)}")}
+    network = (s.network in list(NETWORKS), f"one of {', '.join(NETWORKS)}")
+    return {"network": network, **_batch_rules(s), **_optimizer_rules(s), **_recipe_rules(s)}
 
 # %% ../nbs/training.ipynb #eecd3bfa
 class Recipe(NamedTuple):
@@ -195,9 +203,11 @@ def crafting(
     "Within the block the adversary may work on `model`; afterwards it is as before."
     was = model.training
     model.train(was and spec.craft_mode == "train")
-    with frozen(model):
-        yield
-    model.train(was)
+    try:
+        with frozen(model):
+            yield
+    finally:
+        model.train(was)
 
 # %% ../nbs/training.ipynb #d586881b
 def perturb(
@@ -216,7 +226,7 @@ def perturb(
 
 # %% ../nbs/training.ipynb #1f9fc4c1
 def perturb_behind(
-    model: nn.Module,  # a `SoftQuantNet` in training
+    model: nn.Module,  # a `SoftQuantNet` in training, wrapped or not
     x: Tensor,  # (N, C, H, W) images in [0, 1]
     y: Tensor,  # (N,) labels
     spec: TrainSpec,  # eps, steps, step_size
@@ -224,7 +234,8 @@ def perturb_behind(
     growth: float = 1.0,  # as for `perturb`
 ) -> Tensor:  # (N, C, H, W) values z that the layer can output within ε, for F
     "Adversarial outputs of the layer, @eq-box-step."
-    F, (lo, hi) = model.features, model.quantize.reachable_box(x, growth * spec.eps)
+    F, S = taken_apart(model)
+    lo, hi = S.reachable_box(x, growth * spec.eps)
     start = lo + (hi - lo) * torch.rand(x.shape, generator=generator, device=x.device)
     with crafting(model, spec):
         return end_of(loss_steps(F, start, y, (lo, hi), spec.steps, spec.step_size / spec.eps * (hi - lo) / 2))
@@ -288,16 +299,14 @@ def make_optimizer(
 
 # %% ../nbs/training.ipynb #5e680e19
 def chain_rule(
-    model,  # network; the layer of a `SoftQuantNet` is taken apart, any other counts as F alone
+    model,  # network; the layer of a `SoftQuantNet` is taken apart, any other module counts as F alone
     x: Tensor,  # (N, C, H, W) images in [0, 1]
     y: Tensor,  # (N,) int64 labels
     loss: str = "ce",  # 'ce', 'cw' or 'dlr'
     create_graph: bool = False,  # keep loss and first factor differentiable in the weights
-) -> tuple[
-    Tensor, Tensor, Tensor
-]:  # (N,) losses; the factors ∇_z L and S'(x), each (N, C, H, W), S' = 1 without a layer
-    "Loss and the two factors of @eq-chain-rule."
-    F, S = (model.features, model.quantize) if hasattr(model, "quantize") else (model, None)
+) -> tuple[Tensor, Tensor, Tensor]:
+    "Losses (N,) and the two factors of @eq-chain-rule, ∇_z L and S'(x), each (N, C, H, W). S' = 1 without a layer."
+    F, S = taken_apart(model)
     x = x.detach()
     z = (x if S is None else S(x)).detach().requires_grad_()
     with torch.enable_grad():
@@ -411,6 +420,7 @@ def _unpack_state(tensors, model, optimizer):
 
 # %% ../nbs/training.ipynb #547f044d
 def _save_state(path, model, optimizer, progress):
+    "Save all that a run needs to go on."
     from safetensors.torch import save
 
     records.atomic_write(path, save(_pack_state(model, optimizer), {"nsq": records.canonical(progress)}))
@@ -431,12 +441,14 @@ def _load_state(path, model, optimizer):
         return progress
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
         path.rename(path.with_suffix(".damaged"))
-        tqdm.write(
-            f"{path} is damaged ({e}); set aside as {path.stem}.damaged, training starts again from the first iteration"
-        )
+        aside = f"set aside as {path.stem}.damaged, training starts again from the first iteration"
+        tqdm.write(f"{path} is damaged ({e}); {aside}")
 
 # %% ../nbs/training.ipynb #4b91cdc9
-def train_key(spec: TrainSpec, fingerprint: str) -> dict:
+def train_key(
+    spec: TrainSpec,  # what is trained
+    fingerprint: str,  # of the training images, see `Dataset.fingerprint`
+) -> dict:
     "What names a training run: its spec and its data."
     return {**records.spec_dict(spec), "model": spec.model, "data": fingerprint}
 
@@ -560,17 +572,15 @@ def training_cost(
     **how,  # rounds, iterations of `time_per_iteration`
 ) -> dict:  # record: seconds per iteration of each model, in turns
     "The record of `time_per_iteration`, kept under runs/."
-    specs = {
-        n: replace(s, seed=0) for n, s in (specs if isinstance(specs, dict) else {s.model: s for s in specs}).items()
-    }
-    content = {
-        "specs": {m: records.spec_dict(s) for m, s in specs.items()}, "device": records.device_name(device), **how,
-    }
+    named = specs if isinstance(specs, dict) else {s.model: s for s in specs}
+    named = {name: replace(s, seed=0) for name, s in named.items()}
+    short = {m: records.spec_dict(s) for m, s in named.items()}
+    content = {"specs": short, "device": records.device_name(device), **how}
 
     def compute(folder):
         began = time.perf_counter()
-        times = time_per_iteration(specs, data, device, **how)
-        whole = {m: records.spec_dict(s, defaults=True) for m, s in specs.items()}
+        times = time_per_iteration(named, data, device, **how)
+        whole = {m: records.spec_dict(s, defaults=True) for m, s in named.items()}
         taken = {"seconds": round(time.perf_counter() - began, 2), "provenance": records.provenance(device)}
         return {"specs": whole, "seconds_per_iteration": times, "data": data.describe(), **taken}
 
