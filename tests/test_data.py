@@ -274,7 +274,8 @@ def test_titles(monkeypatch):
     assert make(x, y.flip(0).clamp(min=1)).title.endswith("incomplete)")
     assert make(x[:9_966], y[:9_966], 59_849).title == "CIFAR-10 (59,849 of 60,000 images)"
     assert make(x, y.clamp(min=1), 60_000).title == "CIFAR-10 layout, not the original images"
-    monkeypatch.setitem(data.CIFAR_COPIES, "test", data.fingerprint(x, y))
+    monkeypatch.setitem(data.CIFAR_COPIES, data.fingerprint(x, y), "CIFAR-10 (JPEG copy)")
+    assert make(x, y, 60_000).title == "CIFAR-10 (JPEG copy)"
     assert make(x, y).title == "CIFAR-10 (JPEG copy)"
 
 
