@@ -102,27 +102,13 @@ class CifarResNet(nn.Module):
 
     def __init__(
         self,
-        filters: tuple[int, int, int, int] = (
-            16, 160, 320, 640,
-        ),  # channels of the first convolution and of the three stages
+        filters: tuple[int, ...] = (16, 160, 320, 640),  # channels of the first convolution and of the three stages
         units: int = 5,  # residual units in each stage, at least 1
     ):
         super().__init__()
-        if (
-            len(filters) != 4
-            or filters[0] < 1
-            or units < 1
-            or any(n < m or (n - m) % 2 for m, n in zip(filters, filters[1:]))
-        ):
-            raise ValueError(
-                f"filters={filters!r}, units={units!r}: four numbers of channels, equal or growing by even steps, "
-                "and 1 unit or more"
-            )
-        stages = [
-            [(m, n, 1 + (i > 0), i == 0)] + [(n, n)] * (units - 1) for i, (m, n) in enumerate(zip(filters, filters[1:]))
-        ]
-        self.conv = _conv(3, filters[0])
-        self.stages = nn.Sequential(*(nn.Sequential(*(ResidualUnit(*unit) for unit in stage)) for stage in stages))
+        _check_sizes(filters, units)
+        stages = [_stage(m, n, units, first=i == 0) for i, (m, n) in enumerate(zip(filters, filters[1:]))]
+        self.conv, self.stages = _conv(3, filters[0]), nn.Sequential(*stages)
         self.norm, self.fc = _norm(filters[3]), nn.Linear(filters[3], 10)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
@@ -136,6 +122,19 @@ class CifarResNet(nn.Module):
     ) -> Tensor:  # (N, 10) logits
         x = self.stages(self.conv(standardize(x)))
         return self.fc(_leaky(self.norm(x)).mean((2, 3)))
+
+
+def _stage(m, n, units, first):
+    "Residual units from m to n channels; all stages but the first halve the image."
+    return nn.Sequential(ResidualUnit(m, n, 1 if first else 2, first), *(ResidualUnit(n, n) for _ in range(units - 1)))
+
+
+def _check_sizes(filters, units):
+    "Raises ValueError for a network that cannot be built."
+    grows = all(n >= m and (n - m) % 2 == 0 for m, n in zip(filters, filters[1:]))
+    if len(filters) != 4 or filters[0] < 1 or units < 1 or not grows:
+        allowed = "four numbers of channels, equal or growing by even steps, and 1 unit or more"
+        raise ValueError(f"filters={filters!r}, units={units!r}: {allowed}")
 
 # %% ../nbs/networks.ipynb #34982dfc
 class SoftQuantNet(nn.Module):
@@ -199,9 +198,7 @@ def weights_digest(
     return h.hexdigest()[:16]
 
 # %% ../nbs/networks.ipynb #f0d7a90f
-LAYER = (
-    "K", "alpha", "vmin", "vmax", "shift",
-)  # what describes a SoftQuantize; files from before `shift` do not have it
+LAYER = ("K", "alpha", "vmin", "vmax", "shift")  # describes a SoftQuantize; files from before `shift` do not have it
 
 
 def _digest(content):
@@ -211,11 +208,9 @@ def _digest(content):
 def _describe(model):
     F, S = (model.features, model.quantize) if isinstance(model, SoftQuantNet) else (model, None)
     if getattr(F, "network", None) not in NETWORKS:
-        raise ValueError(
-            f"{type(F).__name__} has no name to load it by: register it, NETWORKS['mine'] = {type(F).__name__}, and "
-            "make it with build('mine'). "
-            f"Registered are {', '.join(map(repr, NETWORKS))}"
-        )
+        kind, known = type(F).__name__, ", ".join(map(repr, NETWORKS))
+        advice = f"register it, NETWORKS['mine'] = {kind}, and make it with build('mine'). Registered are {known}"
+        raise ValueError(f"{kind} has no name to load it by: {advice}")
     if S is not None and not isinstance(S, SoftQuantize):
         raise ValueError(f"the layer is {type(S).__name__}; only SoftQuantize is saved in checkpoints")
     layer = {k: None if S is None else getattr(S, k) for k in LAYER}
@@ -233,10 +228,8 @@ def save_checkpoint(
     described, meta = _describe(model), dict(meta or {})
     clash = [k for k, v in described.items() if meta.get(k, v) != v]
     if clash:
-        raise ValueError(
-            f"meta says {', '.join(f'{k}={meta[k]!r}' for k in clash)}, the model "
-            f"{', '.join(f'{k}={described[k]!r}' for k in clash)}"
-        )
+        says = lambda found: ", ".join(f"{k}={found[k]!r}" for k in clash)
+        raise ValueError(f"meta says {says(meta)}, the model {says(described)}")
     tensors = {k: t.detach().cpu().contiguous() for k, t in model.state_dict().items()}
     content = {**meta, **described, "weights": weights_digest(tensors)}
     text = json.dumps({**content, "digest": _digest(content)}, sort_keys=True)
@@ -253,10 +246,8 @@ def _read_checkpoint(path):
     except safetensors.SafetensorError as e:
         raise ValueError(f"{path} is damaged, or not a safetensors file ({e}). {advice}") from None
     if "nsq" not in header:
-        raise ValueError(
-            f"{path} is a safetensors file, but not a checkpoint of nsq_repro (it does not say which network it is). "
-            f"{advice}"
-        )
+        why = "but not a checkpoint of nsq_repro (it does not say which network it is)"
+        raise ValueError(f"{path} is a safetensors file, {why}. {advice}")
     try:
         meta = json.loads(header["nsq"])
         whole = meta.pop("digest") == _digest(meta) and meta["weights"] == weights_digest(tensors)
@@ -276,18 +267,16 @@ def load_checkpoint(
     path = Path(path)
     tensors, meta = _read_checkpoint(path)
     if meta["network"] not in NETWORKS:
-        raise ValueError(
-            f"{path} holds a network {meta['network']!r}; there is {', '.join(map(repr, NETWORKS))}. "
-            "Add yours to NETWORKS before loading, or delete the file and run again"
-        )
+        advice = "Add yours to NETWORKS before loading, or delete the file and run again"
+        there = ", ".join(map(repr, NETWORKS))
+        raise ValueError(f"{path} holds a network {meta['network']!r}; there is {there}. {advice}")
     model = build(meta["network"])
     if meta["K"] is not None:
         model = SoftQuantNet(model, SoftQuantize(**{k: meta[k] for k in LAYER if k in meta}))
     try:
         model.load_state_dict(tensors)
     except RuntimeError as e:
-        raise ValueError(
-            f"{path} does not fit the network {meta['network']!r} of this version ({' '.join(str(e).split())}). "
-            "Delete it and run again"
-        ) from None
+        why = " ".join(str(e).split())
+        unfit = f"does not fit the network {meta['network']!r} of this version ({why})"
+        raise ValueError(f"{path} {unfit}. Delete it and run again") from None
     return model.to(device, memory_format=torch.channels_last).eval(), meta

@@ -52,6 +52,7 @@ def offline(monkeypatch):
 
 
 def message(error, *args, **kwargs):
+    "What `data.load` says when it refuses."
     with pytest.raises(error) as e:
         data.load(*args, **kwargs)
     return str(e.value)
@@ -262,17 +263,19 @@ def test_image_folder(copy):
         d = data.load("cifar10", split, root)
         assert d.x.numpy().tobytes() == pixels[split].transpose(0, 1, 4, 2, 3).tobytes()
         assert d.y.tolist() == [*range(10)] * len(pixels[split]) and d.classes[3] == "cat"
-        assert (d.name, d.title) == ("cifar10", "CIFAR-10 (image-folder copy, incomplete)")
+        assert (d.name, d.title) == ("cifar10", "CIFAR-10 (30 of 60,000 images)")
 
 
 def test_titles(monkeypatch):
-    "A complete copy, the known one, and one with a wrong number of images."
+    "A complete copy, the known one, and those with a wrong number of images; lossless files and others."
     x, y = torch.zeros(10_000, 3, 1, 1, dtype=torch.uint8), torch.arange(10).repeat(1000)
-    make = lambda *args: data._copy_of_cifar10(*args, "test")
-    assert make(x, y).title == "CIFAR-10 (image-folder copy)" and make(x, y.flip(0).clamp(min=1)).title.endswith(
-        "incomplete)"
-    )
+    make = lambda *args: data._copy_of_cifar10(*args[:2], "test", *args[2:])
+    assert make(x, y).title == "CIFAR-10 (image-folder copy)"
+    assert make(x, y.flip(0).clamp(min=1)).title.endswith("incomplete)")
+    assert make(x[:9_966], y[:9_966], 59_849).title == "CIFAR-10 (59,849 of 60,000 images)"
+    assert make(x, y.clamp(min=1), 60_000).title == "CIFAR-10 layout, not the original images"
     monkeypatch.setitem(data.CIFAR_COPIES, data.fingerprint(x, y), "CIFAR-10 (JPEG copy)")
+    assert make(x, y, 60_000).title == "CIFAR-10 (JPEG copy)"
     assert make(x, y).title == "CIFAR-10 (JPEG copy)"
 
 
@@ -291,22 +294,34 @@ def test_decoded_once(copy, monkeypatch):
     assert (root / "cifar10" / "decoded-test.safetensors").is_file()
 
 
-@pytest.mark.parametrize("change", ["other bytes", "one more", "one less", "touched"])
+@pytest.mark.parametrize("change", ["other bytes", "one more", "one less", "touched", "moved", "swapped", "same size"])
 def test_changed_copy_is_noticed(copy, monkeypatch, change):
     from PIL import Image
 
     root, _ = copy
     before, seen = data.load("cifar10", "train", root), decodings(monkeypatch)
     file = root / "cifar10" / "train" / "frog" / "0001.png"
+    cat, was = root / "cifar10" / "train" / "cat", file.stat()
     if change == "touched":
         os.utime(file, ns=(2 * 10**18, 2 * 10**18))
+    elif change == "moved":  # neither sizes nor times tell
+        file.rename(cat / "0002.png")
+    elif change == "swapped":
+        file.rename(cat / "x"), (cat / "0001.png").rename(file), (cat / "x").rename(cat / "0001.png")
+    elif change == "same size":  # the time is set back
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1  # in the checksum of the last, empty chunk
+        file.write_bytes(content)
+        os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
     elif change == "one less":
         file.unlink()
     else:
         Image.new("RGB", (32, 32), "red").save(file if change == "other bytes" else file.with_name("0002.png"))
     after = data.load("cifar10", "train", root)
     assert len(seen) == len(after) == 20 + (change == "one more") - (change == "one less")
-    assert (after.fingerprint == before.fingerprint) == (change == "touched")
+    assert (after.fingerprint == before.fingerprint) == (change in ("touched", "same size"))
+    if change == "moved":
+        assert after.y.bincount()[[3, 6]].tolist() == [3, 1]
 
 
 @pytest.mark.parametrize("harm", ["empty", "half", "pixel", "label"])
@@ -350,31 +365,188 @@ def test_root_that_cannot_be_written(copy, monkeypatch, tmp_path):
     assert data.load("cifar10", root=tmp_path / "root").fingerprint == a.fingerprint and not kept.exists()
 
 
-def test_bad_images_are_named(copy):
+def _image(mode="RGB", size=(32, 32)):
     from PIL import Image
 
-    root, _ = copy
-    file = root / "cifar10" / "test" / "dog" / "0000.png"
-    whole = file.read_bytes()
-    for content in (b"", whole[: len(whole) // 2], b"text"):
-        file.write_bytes(content)
-        assert message(ValueError, "cifar10", root=root).startswith(f"{file} is damaged")
-    Image.new("RGB", (33, 32)).save(file)
-    assert f"{file} has 33×32 pixels" in message(ValueError, "cifar10", root=root)
+    return Image.new(mode, size, 7)
+
+
+def _write(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def _save(image, format="PNG", name="0000.png", **how):
+    return lambda folder: image().save(folder / name, format, **how)
+
+
+def _cut(folder, keep):
+    file = folder / "0000.png"
+    file.write_bytes(file.read_bytes()[:keep])
+
+
+# what is done to the folder of the dogs → what the error says, after the path of the file it names
+BAD_FILES = {
+    "empty file": (_write("0000.png", b""), "0000.png is damaged, or not an image (no PNG, JPEG or WebP)"),
+    "text": (_write("0000.png", b"text"), "0000.png is damaged, or not an image (no PNG, JPEG or WebP). Copy it again"),
+    "half": (lambda d: _cut(d, 1500), "0000.png is damaged, or not an image (image file is truncated). Copy it again"),
+    "header only": (lambda d: _cut(d, 20), "0000.png is damaged, or not an image (Truncated File Read)."),
+    "GIF named PNG": (_save(_image, "GIF"), "0000.png is damaged, or not an image (no PNG, JPEG or WebP)"),
+    "wide": (_save(lambda: _image(size=(33, 32))), "0000.png has 33×32 pixels; CIFAR-10's images have 32×32"),
+    "huge": (_save(lambda: _image("1", (20_000, 10_000))), "0000.png is damaged, or not an image (Image size"),
+    "grey, 16 bits": (_save(lambda: _image("I;16")), "0000.png has 16 bits a channel; CIFAR-10's images have 8."),
+    "CMYK": (_save(lambda: _image("CMYK"), "JPEG"), "0000.png is CMYK; it must be one RGB or grey image"),
+    "transparent": (_save(lambda: _image("RGBA")), "0000.png is RGBA; it must be one RGB or grey image"),
+    "one colour clear": (_save(_image, transparency=(7, 0, 0)), "0000.png is RGB with transparency; it must be one"),
+    "animated": (
+        _save(_image, save_all=True, append_images=[_image("RGB", (32, 32)).point(lambda v: v + 1)]),
+        "0000.png is RGB in 2 frames; it must be one RGB or grey image",
+    ),
+    "no image": (_write("notes.txt", b""), "notes.txt is not named like an image (.png, .webp, .jpg, .jpeg)."),
+    "folder in a class": (lambda d: (d / "more").mkdir(), "more is not named like an image"),
+    "folder named PNG": (lambda d: (d / "1.png").mkdir(), "1.png cannot be read (Is a directory). Copy it again"),
+    "link to nothing": (lambda d: (d / "1.png").symlink_to("no"), "1.png cannot be read (No such file or directory)"),
+    "empty class": (lambda d: (d / "0000.png").unlink(), "dog holds no images; each of the 10 classes needs some"),
+    "only resources": (
+        lambda d: (d / "0000.png").rename(d / "._0000.png"), "dog holds no images; each of the 10 classes needs some",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files_are_named(copy, case):
+    spoil, says = BAD_FILES[case]
+    folder = copy[0] / "cifar10" / "test" / "dog"
+    spoil(folder)
+    text = message(ValueError, "cifar10", root=copy[0])
+    assert "\n" not in text and "0x" not in text and says in text
+    assert text.startswith(str(folder if says.startswith("dog") else folder / says.split(" ")[0]))
+    assert len(data.load("cifar10", "train", copy[0])) == 20  # the other split is whole
+
+
+def test_16_bits_in_colour(copy):
+    "PIL would cut 16 bits of a colour to 8 without a word."
+    import struct
+    import zlib
+
+    chunk = lambda kind, body: struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    rows = b"".join(b"\0" + bytes(32 * 6) for _ in range(32))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0))
+    content = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (copy[0] / "cifar10" / "test" / "dog" / "0000.png").write_bytes(content)
+    assert "0000.png has 16 bits a channel" in message(ValueError, "cifar10", root=copy[0])
+
+
+def test_what_is_taken(copy):
+    "Hidden files are passed over; a PNG named JPEG, palettes, grey images and lossless WebP are what they are."
+    root, pixels = copy
+    dogs = root / "cifar10" / "test" / "dog"
+    (dogs / "._0000.png").write_bytes(b"resource"), (dogs / ".DS_Store").write_bytes(b""), (dogs / "Thumbs.db").touch()
+    (dogs / "0000.png").rename(dogs / "0000.JPG")
+    first = data.load("cifar10", root=root)
+    assert len(first) == 10 and first.title == "CIFAR-10 (30 of 60,000 images)"
+    _save(lambda: _image("L"), name="1.png")(dogs), _save(lambda: _image("P"), name="2.png")(dogs)
+    _save(_image, "WEBP", "3.webp", lossless=True)(dogs)
+    d = data.load("cifar10", root=root)
+    assert len(d) == 13 and d.title == "CIFAR-10 (33 of 60,000 images)"
+    assert (d.x[10] == 7).all() and d.x[12].flatten(1).unique(dim=1).flatten().tolist() == [7, 0, 0]
+    for format, name in (("WEBP", "4.webp"), ("JPEG", "4.png")):
+        _save(_image, format, name, quality=75)(dogs)
+        assert data.load("cifar10", root=root).title == "CIFAR-10 (image-folder copy, incomplete)"
+        assert data.load("cifar10", root=root).title == "CIFAR-10 (image-folder copy, incomplete)"  # from what was kept
+        (dogs / name).unlink()
+
+
+BAD_CALLS = [
+    (lambda: data.load("cifar"), "name is 'cifar'; there is 'digits', 'mnist', 'photos', 'cifar10'"),
+    (lambda: data.load(["mnist"]), "name is ['mnist']; there is"),
+    (lambda: data.load(None), "name is None; there is"),
+    (lambda: data.load("digits", "val"), "split is 'val'; it must be 'train' or 'test'"),
+    (lambda: data.load("digits", ["test"]), "split is ['test']; it must be"),
+    (lambda: data.load("digits", download="no"), "download is 'no'; it must be True or False"),
+    (lambda: data.load("digits", root=5), "root is 5; it must be the path of a folder"),
+    (lambda: data.load("digits", root="~nobody-of-this-name/x"), "root is '~nobody-of-this-name/x'; it must be"),
+    (lambda: data.available("cifar"), "name is 'cifar'; there is"),
+    (lambda: data.load("digits").subset(0), "n is 0; scikit-learn digits, resized to 28×28 (test) has 1 to 500"),
+    (lambda: data.load("digits").subset(501), "n is 501;"),
+    (lambda: data.load("digits").subset(2.5), "n is 2.5;"),
+    (lambda: data.load("digits").subset("5"), "n is 5;"),
+    (lambda: data.pixels_near(np.zeros((1, 1, 2, 2))), "x is ndarray; it must be floats in [0, 1]"),
+    (lambda: data.pixels_near(torch.zeros(1, 1, 2, 2, dtype=torch.uint8)), "x is torch.uint8; it must be floats"),
+    (lambda: data.pixels_near(torch.full((1, 1, 2, 2), 255.0)), "x has pixels outside [0, 1], or nan; divide bytes by"),
+    (lambda: data.pixels_near(torch.full((1, 1, 2, 2), -1.0)), "x has pixels outside [0, 1]"),
+    (lambda: data.pixels_near(torch.full((1, 1, 2, 2), float("nan"))), "x has pixels outside [0, 1], or nan"),
+    (lambda: data.crop_flip(torch.zeros(1, 1, 2, 2), torch.Generator(), 1.5), "pad is 1.5; images must be"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(BAD_CALLS)))
+def test_bad_calls(case):
+    call, says = BAD_CALLS[case]
+    with pytest.raises(ValueError) as e:
+        call()
+    assert says in str(e.value) and "\n" not in str(e.value)
+
+
+BYTES, LABELS = torch.zeros(2, 1, 3, 3, dtype=torch.uint8), torch.tensor([0, 1])
+BAD_SETS = [
+    (BYTES.float(), LABELS, "x must be uint8 images (N, C, H, W), not torch.float32 (2, 1, 3, 3)"),
+    (BYTES[0], LABELS, "x must be uint8 images (N, C, H, W), not torch.uint8 (1, 3, 3)"),
+    (BYTES.numpy(), LABELS, "x must be uint8 images (N, C, H, W), not a ndarray"),
+    (BYTES, LABELS.int(), "y must be int64 labels (2,), not torch.int32 (2,)"),
+    (BYTES, LABELS[:1], "y must be int64 labels (2,), not torch.int64 (1,)"),
+    (BYTES, [0, 1], "y must be int64 labels (2,), not a list"),
+    (BYTES, LABELS + 1, "labels must be 0 to 1, not 1 to 2"),
+    (BYTES, LABELS - 1, "labels must be 0 to 1, not -1 to 0"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(BAD_SETS)))
+def test_bad_sets(case):
+    x, y, says = BAD_SETS[case]
+    with pytest.raises(ValueError) as e:
+        data.Dataset(x, y, "t", "T", "test", ("a", "b"))
+    assert str(e.value) == says
+
+
+def test_two_processes_decode_once(copy, tmp_path):
+    "Both want the same folder at once: one decodes, the other waits for it and reads what it has made."
+    code = (
+        "import sys, time; from nsq_repro import data; read = data._read_image\n"
+        "def slow(path): print('decoded', flush=True); time.sleep(.05); return read(path)\n"
+        "data._read_image = slow; print(data.load('cifar10', 'train', sys.argv[1]).fingerprint)"
+    )
+    run = lambda: subprocess.Popen([sys.executable, "-c", code, str(copy[0])], stdout=subprocess.PIPE, text=True)
+    first = run()
+    assert first.stdout.readline() == "decoded\n"
+    second = run()
+    said = [p.communicate(timeout=120)[0].splitlines() for p in (first, second)]
+    assert [lines.count("decoded") for lines in said] == [19, 0] and said[0][-1] == said[1][-1]
+    assert not list(copy[0].glob("**/*.part"))
+
+
+def test_a_user_without_a_home(copy, monkeypatch):
+    "An unknown uid without HOME: what needs no home works, what names one says so."
+    import pwd
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("NSQ_DATA", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert len(data.load("digits")) == 500 and len(data.load("cifar10", root=copy[0])) == 10
+    assert f"nsq-repro-{os.getuid()}" in message(FileNotFoundError, "mnist")
+    assert "root is '~/x'; it must be the path of a folder" in message(ValueError, "mnist", root="~/x")
 
 
 def test_missing_cifar(tmp_path, copy, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("a download nobody asked for"))
     empty = tmp_path / "empty"
     text = message(FileNotFoundError, "cifar10", root=empty)
-    assert (
-        all(f in text for f in (*data.CIFAR_FILES, *data.CIFAR_CLASSES))
-        and str(empty / "cifar-10-batches-py") in text
-        and str(empty / "cifar10") in text
-    )
-    assert (
-        "NSQ_DATA" in text and "download=True" in text and "all seven" in text and "photos" in text and "\n" not in text
-    )
+    assert all(f in text for f in (*data.CIFAR_FILES, *data.CIFAR_CLASSES)) and "\n" not in text
+    assert str(empty / "cifar-10-batches-py") in text and str(empty / "cifar10") in text
+    assert all(word in text for word in ("NSQ_DATA", "download=True", "all seven", "photos"))
     assert not empty.exists() and not data.available("cifar10", empty)
     for file in (copy[0] / "cifar10" / "test" / "cat").iterdir():
         file.unlink()
@@ -435,9 +607,7 @@ def test_wrong_checksum(batches, file):
     text = message(ValueError, "cifar10", root=batches[0].parent)
     assert text.startswith(str(path)) and "damaged" in text and "download=True" in text and text.count("batch_") <= 1
     path.unlink()
-    assert data.load("cifar10", root=batches[0].parent).title.startswith(
-        "CIFAR-10 (image-folder"
-    )  # not whole: the copy is used
+    assert data.load("cifar10", root=batches[0].parent).title == "CIFAR-10 (30 of 60,000 images)"  # the copy is used
 
 
 @settings(max_examples=30, deadline=None)
