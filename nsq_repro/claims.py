@@ -486,8 +486,8 @@ def rule_slopes(
     if record:
         n, small = record["data"]["n"], record["small"]
         low, high = wilson(small, n)
-        ours += f"; {record['median']:.3g} over test images, {100 * small / n:.0f} % of them below 1"
-        ours += f" ({100 * low:.0f} to {100 * high:.0f})"
+        ours += f"; {record['median']:.3g} over test images, {100 * small / n:.1f} % of them below 1"
+        ours += f" ({100 * low:.1f} to {100 * high:.1f})"
         readings["test images"] = low > 0.5
     verdict, said = weigh_readings(readings)
     why = "the slope is concentrated, not removed: its integral over a pixel's range is 1 for every α"
