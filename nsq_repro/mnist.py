@@ -126,6 +126,7 @@ def items():
         Item("mnist-accuracy-worst", table=worst, of="fig3", cell="mnist.ipynb#printed-beside-measured"),
         Item("mnist-cost", table=cost, cell="mnist.ipynb#what-training-costs"),
         Item("mnist-pixels", table=pixels, cell="data.ipynb#eq-data-pixels"),
+        Item("mnist-slopes", table=tables.slope_table, cell="quantization.ipynb#eq-gradient-integral"),
         Item("mnist-gradients", table=tables.gradient_table, cell="objective.ipynb#eq-chain-rule"),
     )
 

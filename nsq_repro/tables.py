@@ -7,7 +7,7 @@ __all__ = ['RESPONSES', 'RESPONSE_LABELS', 'EFFECT_LABELS', 'DIRECTION_LABELS', 
            'accuracy_table', 'cost_rows', 'cost_table', 'effects_rows', 'compared', 'effects_sentence', 'effects_table',
            'first_images', 'bracket_rows', 'bracket_table', 'free_table', 'suite_table', 'arithmetic_rows',
            'arithmetic_table', 'sanity_table', 'hard_table', 'time_sentence', 'pixel_rows', 'pixel_table',
-           'gradient_rows', 'gradient_table', 'variants_rows', 'variants_table', 'variants_sentence',
+           'slope_table', 'gradient_rows', 'gradient_table', 'variants_rows', 'variants_table', 'variants_sentence',
            'thresholds_sentence', 'fair_rows', 'fair_table', 'fair_differences', 'fair_sentence']
 
 # %% ../nbs/tables.ipynb #73d5081a
@@ -554,6 +554,23 @@ def pixel_table(
     }
     below = f"Intervals: 95 %, over images, each of {record['pixels']} pixels. {records.caption(record)}"
     return f"{records.table_markdown(cells, columns)}\n\n{below}", rows
+
+# %% ../nbs/tables.ipynb #503c2ba6
+def slope_table(
+    record: dict,  # of `data.slope_record`
+) -> tuple[str, list[dict]]:  # Markdown, and the row
+    "Quartiles of the sums, and the share of images with a small one."
+    n, small = record["data"]["n"], record["small"]
+    low, high = (100 * v for v in wilson(small, n))
+    row = {k: record[k] for k in ("lower", "median", "upper")}
+    row |= {"below 1": 100 * small / n, "low": round(low, 4), "high": round(high, 4)}
+    cell = {
+        "median": f"{row['median']:.3g} ({row['lower']:.3g} to {row['upper']:.3g})",
+        "small": f"{row['below 1']:.1f} ({low:.1f} to {high:.1f})",
+    }
+    columns = {"median": "median sum of slopes (quartiles)", "small": "images with a sum below 1, %"}
+    below = f"K = {record['spec']['K']}, α = {record['spec']['alpha']:g}. {records.caption(record)}"
+    return f"{records.table_markdown([cell], columns)}\n\n{below}", [row]
 
 # %% ../nbs/tables.ipynb #7fe6c8c6
 def gradient_rows(
