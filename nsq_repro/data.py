@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PHOTO_AREAS', 'MNIST_FILES', 'MNIST_FINGERPRINTS', 'CIFAR_CLASSES', 'CIFAR_FILES', 'CIFAR_COPIES', 'IMAGE_FILES',
            'LEFT_BEHIND', 'DATASETS', 'fingerprint', 'Dataset', 'data_root', 'load', 'available', 'crop_flip',
-           'pixels_near', 'pixel_record']
+           'pixels_near', 'pixel_record', 'slope_record']
 
 # %% ../nbs/data.ipynb #f809b873
 import hashlib
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from .quantization import soft_quantize_derivative
 from .records import atomic_write
 
 # %% ../nbs/data.ipynb #512bdb31
@@ -549,3 +550,16 @@ def pixel_record(
         for (kind, e), k in found.items()
     ]
     return {"data": data.describe(), "pixels": x[0].numel(), "few": few, "counts": counts}
+
+# %% ../nbs/data.ipynb #3c980b0a
+def slope_record(
+    data,  # `Dataset`, for example the MNIST test split
+    K: int,  # quantization levels of the layer
+    alpha: float,  # its sharpness, on pixels in [0, 1]
+) -> dict:  # data, spec, small (how many images have a sum below 1), lower, median, upper (quartiles)
+    "Sums of the layer's slopes over the pixels of each image, in float64."
+    chunks = (data.floats(slice(i, i + 500)).double() for i in range(0, len(data), 500))
+    sums = torch.cat([soft_quantize_derivative(x, K, alpha).flatten(1).sum(1) for x in chunks])
+    quartiles = torch.quantile(sums, torch.tensor([0.25, 0.5, 0.75], dtype=sums.dtype))
+    ends = {k: float(f"{v:.6g}") for k, v in zip(("lower", "median", "upper"), quartiles)}
+    return {"data": data.describe(), "spec": {"K": K, "alpha": alpha}, "small": int((sums < 1).sum()), **ends}

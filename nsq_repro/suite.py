@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from . import records
-from .attacks import pgd
+from .attacks import pgd, taken_apart
 from .cells import ALONE, Cell, Ledger, about_images, image_names, network_name, origin, question_of
-from .certificates import certify, layers_of
+from .certificates import certify
 from .exact import STANDARD, flip_search, judged, standard_attack, zbox
 from .networks import SoftQuantNet
+from .programs import NoBounds, read_program
 from .quantization import SoftQuantize
 
 # %% ../nbs/suite.ipynb #df021500
@@ -358,8 +359,8 @@ def has_bounds(
 ) -> bool:
     "Whether there are bounds for all its layers."
     try:
-        return bool(layers_of(getattr(model, "features", model)))
-    except ValueError:
+        return bool(read_program(taken_apart(model)[0]).steps)
+    except NoBounds:
         return False
 
 # %% ../nbs/suite.ipynb #2621b3fe
