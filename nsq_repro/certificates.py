@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from .attacks import ball, full_precision
 from .correlated_errors import relate_errors
-from .quantization import levels
+from .quantization import output_values
 from .zonotopes import ForwardPass, Planes, Zonotope, affine, forward, interval, layers_of
 
 # %% ../nbs/certificates.ipynb #ed379111
@@ -253,7 +253,7 @@ class _Target:
             if not hard:
                 raise
             layers = None
-        values = levels(S.K, S.vmin, S.vmax, x.dtype, x.device) if hard else None
+        values = output_values(S.K, S.vmin, S.vmax, x.dtype, x.device) if hard else None
         return cls(model, S, F, layers, values, *options)
 
     def reachable(self, x, y, eps):
