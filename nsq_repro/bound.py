@@ -110,10 +110,8 @@ def total_variation(
     "Total variation distance, accurate also where p and q agree in a class of almost all the probability."
     p, q = logits_p.softmax(1), logits_q.softmax(1)
     d, top = p - q, (p + q).argmax(1, keepdim=True)
-    d = d.scatter(1, top, 0.0)
-    return (
-        d.abs().sum(1) + d.sum(1).abs()
-    ) / 2  # the differences add up to 0, so the top class has minus the sum of the others
+    d = d.scatter(1, top, 0.0)  # differences add up to 0: the top class has minus the sum of the others
+    return (d.abs().sum(1) + d.sum(1).abs()) / 2
 
 # %% ../nbs/bound.ipynb #f8d650cd
 class RepairedBound(NamedTuple):
@@ -140,8 +138,7 @@ def noisy_pair(
     radius: float,  # r of the uniform noise, in [0, 1] pixel units
     seed: int = 0,  # of the noise
     pair: int = 0,  # which pair of samples
-    index: Tensor
-    | None = None,  # (N,) place of each image in its data set, which its noise depends on; default 0 … N−1
+    index: Tensor | None = None,  # (N,) place of each image in its data set, for its noise; default 0 … N−1
 ) -> tuple[Tensor, Tensor]:  # x', x'': (N, C, H, W) in [0, 1], in the type of x
     """Two independent noisy samples of each image, clipped to the image range.
     Raises ValueError for a radius outside [0, 1]."""
@@ -185,7 +182,7 @@ def kl_divergence(
     logits_q: Tensor,  # (N, C) logits of q
     logits_p: Tensor,  # (N, C) logits of p
 ) -> Tensor:  # (N,) values KL(q ‖ p), at least 0 up to rounding
-    "Kullback–Leibler divergence, the second term of @eq-proof-split."
+    "Kullback–Leibler divergence, the second term of Eq. 11, @eq-proof-kl."
     q = logits_q.softmax(-1)
     return torch.where(q > 0, q * (class_losses(logits_p) - class_losses(logits_q)), 0.0).sum(-1)
 
@@ -202,7 +199,7 @@ def split_cross_entropy(
     logits_p: Tensor,  # (N, C) logits at x'
     logits_q: Tensor,  # (N, C) logits at x''
 ) -> Split:
-    "Equation 11, @eq-proof-split."
+    "Equation 11, @eq-path-integral."
     return Split(
         cross_entropy(logits_p, logits_q), cross_entropy(logits_q, logits_q), kl_divergence(logits_q, logits_p)
     )
@@ -242,9 +239,8 @@ def crossing_panels(
 ) -> Tensor:  # (panels+1,) increasing times from 0 to 1
     "Cuts of the line from x'' to x' that isolate what the layer does, @eq-crossings."
     a, way = x_from.flatten(), (x_to - x_from).flatten()
-    steps = (
-        thresholds(S.K, S.vmin, S.vmax, a.dtype, a.device)[:, None] + S.shift - a
-    ) / way  # a pixel that stands still gives inf or NaN
+    t = thresholds(S.K, S.vmin, S.vmax, a.dtype, a.device)[:, None] + S.shift
+    steps = (t - a) / way  # a pixel that stands still gives inf or NaN
     width = (S.vmax - S.vmin) / (S.alpha * way.abs())
     cuts = [steps + side * width for m in around for side in (-m, m)] + [steps]
     cuts.append((borders(S.K, S.vmin, S.vmax, a.dtype, a.device)[:, None] + S.shift - a) / way)
@@ -263,6 +259,13 @@ class PathIntegral(NamedTuple):
     weight: Tensor  # (n,) their weights, which add up to 1
     along: Along  # loss, slope and norm at the nodes
 
+# %% ../nbs/bound.ipynb #7ebfe187
+def _quadrature(cuts, order):
+    "Gauss–Legendre nodes and weights, `order` of each in each panel."
+    u, w = (torch.from_numpy(a).to(cuts) for a in np.polynomial.legendre.leggauss(order))
+    half = cuts.diff()[:, None] / 2
+    return (cuts[:-1, None] + half * (1 + u)).flatten(), (half * w).flatten()
+
 # %% ../nbs/bound.ipynb #19d83fd4
 def path_integral(
     model: Callable,  # network in eval mode, float64; with a layer `quantize` the line is cut where that is sharp
@@ -275,24 +278,17 @@ def path_integral(
     """The integral of @eq-proof-integral by quadrature.
     Raises ValueError for images that are not float64 and for an order below 1."""
     if x_from.dtype != torch.float64 or x_to.dtype != torch.float64:
-        raise ValueError(
-            f"x_from and x_to are {x_from.dtype} and {x_to.dtype}; the quadrature needs float64: x.double(), "
-            "model.double()"
-        )
+        found = f"x_from and x_to are {x_from.dtype} and {x_to.dtype}"
+        raise ValueError(f"{found}; the quadrature needs float64: x.double(), model.double()")
     if order < 1:
         raise ValueError(f"order={order}: a panel needs at least 1 node")
     if logits_q is None:
         with torch.no_grad():
             logits_q = model(x_from[None])[0]
     if cuts is None:
-        cuts = (
-            crossing_panels(model.quantize, x_from, x_to)
-            if hasattr(model, "quantize")
-            else torch.linspace(0, 1, 65).to(x_from)
-        )
-    u, w = (torch.from_numpy(a).to(cuts) for a in np.polynomial.legendre.leggauss(order))
-    half = cuts.diff()[:, None] / 2
-    t, weight = (cuts[:-1, None] + half * (1 + u)).flatten(), (half * w).flatten()
+        layer = getattr(model, "quantize", None)
+        cuts = torch.linspace(0, 1, 65).to(x_from) if layer is None else crossing_panels(layer, x_from, x_to)
+    t, weight = _quadrature(cuts, order)
     a, reach = along_line(model, x_from, x_to, t, logits_q), (x_to - x_from).abs().max()
     value, absolute, norm = ((weight * v).sum().item() for v in (a.slope, a.slope.abs(), a.norm * reach))
     return PathIntegral(value, absolute, norm, a.norm.max().item(), t, weight, a)
@@ -332,7 +328,7 @@ def fisher_trace(
 # %% ../nbs/bound.ipynb #9253f468
 def sharp_areas(
     n: int,  # number of pixels
-    K: int,  # number of steps of S
+    K: int,  # quantization levels of S
 ) -> list[int]:  # entry m: number of pieces of the space with exactly m sharp pixels, m = 0 … n
     "Pieces into which the thresholds cut the space, @eq-sharp-areas. Raises ValueError for n or K below 1."
     if n < 1 or K < 1:

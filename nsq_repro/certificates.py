@@ -30,7 +30,7 @@ from nsq_repro.programs import (
     check_program,
     read_program,
 )
-from .quantization import levels
+from .quantization import output_values
 from .zonotopes import ForwardPass, Planes, Zonotope, affine, forward, interval
 
 # %% ../nbs/certificates.ipynb #ed379111
@@ -285,7 +285,7 @@ class _Target:
             if not hard:
                 raise
             program = None
-        values = levels(S.K, S.vmin, S.vmax, x.dtype, x.device) if hard else None
+        values = output_values(S.K, S.vmin, S.vmax, x.dtype, x.device) if hard else None
         return cls(model, S, F, program, values, *options)
 
     def check(self, x, logits):

@@ -43,7 +43,7 @@ from nsq_repro.attacks import (
     uniform_start,
 )
 from .evaluation import series
-from .quantization import SoftQuantize, cell_index, levels, thresholds
+from .quantization import SoftQuantize, cell_index, output_values, thresholds
 from .statistics import wilson
 
 # %% ../nbs/exact.ipynb #1f0e5dbb
@@ -419,7 +419,7 @@ def flip_search(
     x, y, e = check_inputs(model, x, y, eps, "cw", flips=(flips, 1), batch_size=(batch_size, 1))
     with as_found(model):
         box = reachable_box(model, x, e)
-        grid = levels(getattr(box.S, "K", 1), *image_range(model), dtype=x.dtype, device=x.device)
+        grid = output_values(getattr(box.S, "K", 1), *image_range(model), dtype=x.dtype, device=x.device)
         grid = grid.view(-1, *[1] * (x.ndim - 1))
         can_be = lambda i: grid.clamp(box.z_lo[i], box.z_hi[i])
         paths = [_flip(box.F, z, y[i : i + 1], can_be(i), flips, batch_size) for i, z in enumerate(box.S(x))]

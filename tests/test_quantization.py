@@ -16,7 +16,7 @@ from nsq_repro.quantization import (
     borders,
     cell_index,
     hard_quantize,
-    levels,
+    output_values,
     reachable_box,
     soft_quantize,
     soft_quantize_derivative,
@@ -45,8 +45,8 @@ def pixels(seed, n=200, dtype=torch.float64, vmin=0.0, vmax=1.0, spill=0.0):
 
 
 def special(K, dtype, vmin=0.0, vmax=1.0):
-    "Borders, thresholds and levels, with the floats just below and above each."
-    p = torch.cat([f(K, vmin, vmax, dtype) for f in (borders, thresholds, levels)])
+    "Borders, thresholds and output values, with the floats just below and above each."
+    p = torch.cat([f(K, vmin, vmax, dtype) for f in (borders, thresholds, output_values)])
     inf = torch.full_like(p, math.inf)
     return torch.cat([p, p.nextafter(inf), p.nextafter(-inf)])
 
@@ -59,7 +59,7 @@ def eq3(x, K, alpha):
     return float(Fraction(k, K)) + s / K
 
 
-# --- cells, thresholds, levels
+# --- cells, thresholds, output values
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -88,8 +88,8 @@ def test_soft_and_hard_use_those_cells_at_borders_and_thresholds(dtype):
         above = b.nextafter(torch.ones_like(b))
         # alpha = K: the jump, about 0.75/K, tells the cells apart
         assert (soft_quantize(b, K, K) < b).all() and (soft_quantize(above, K, K) > above).all()
-        assert torch.equal(hard_quantize(t, K), levels(K, dtype=dtype)[:-1])
-        assert torch.equal(hard_quantize(t.nextafter(torch.ones_like(t)), K), levels(K, dtype=dtype)[1:])
+        assert torch.equal(hard_quantize(t, K), output_values(K, dtype=dtype)[:-1])
+        assert torch.equal(hard_quantize(t.nextafter(torch.ones_like(t)), K), output_values(K, dtype=dtype)[1:])
 
 
 @given(Ks, ranges, dtypes, seeds)
@@ -97,7 +97,7 @@ def test_soft_and_hard_use_those_cells_at_borders_and_thresholds(dtype):
 def test_hard_quantization_has_K_plus_1_values_and_takes_the_nearest(K, r, dtype, seed):
     x = pixels(seed, 500, dtype, *r, spill=0.2)
     z = hard_quantize(x, K, *r)
-    known = levels(K, *r, dtype)
+    known = output_values(K, *r, dtype)
     assert len(known) == K + 1 and torch.isin(z, known).all()
     assert known[0].item() == torch.tensor(r[0], dtype=dtype) and known[-1].item() == torch.tensor(r[1], dtype=dtype)
     nearest = (x[:, None] - known).abs().min(1).values
@@ -292,7 +292,7 @@ def test_inverse_gives_x_back_where_S_does_not_saturate(setting, dtype):
 def test_round_trip_on_plateaus(K, alpha, dtype):
     x = torch.linspace(0, 1, 2001, dtype=dtype)
     z = soft_quantize(x, K, alpha)
-    plateau = torch.isin(z, levels(K, dtype=dtype))
+    plateau = torch.isin(z, output_values(K, dtype=dtype))
     again = soft_quantize(soft_quantize_inverse(z, K, alpha), K, alpha)
     assert_close(again[plateau], z[plateau], rtol=0, atol=2 * torch.finfo(dtype).eps)
     assert plateau.any() or alpha < 1000
