@@ -261,8 +261,12 @@ def test_what_is_read_is_checked_against_the_network():
         check_program(program, F, x)
     with pytest.raises(ValueError, match="alone than among others"):
         check_program(None, lambda x: x.flatten(1) - x.flatten(1).mean(), x)
-    with pytest.raises(ValueError, match="float32 or float64"), torch.autocast("cpu", torch.bfloat16):
-        certify(nn.Sequential(nn.Flatten(), linear()), x, torch.zeros(5, dtype=torch.long), 0.01)
+    low, F, y = x.bfloat16(), nn.Sequential(nn.Flatten(), linear()), torch.zeros(5, dtype=torch.long)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = bounds(F, x, x, y)
+    assert torch.equal(under, bounds(F, x, x, y))
+    with pytest.raises(ValueError, match="float32 or float64"):
+        bounds(F.bfloat16(), low, low, y)
 
 
 def test_the_whole_network_is_what_its_parts_say():
@@ -330,11 +334,21 @@ def test_norms_are_worked_into_the_layer_before_or_stand_alone_and_leave_the_net
 
 def test_logits_that_are_no_numbers_are_no_proof():
     F, x, y = nn.Sequential(nn.Flatten(), linear()), torch.rand(3, 1, 2, 2), torch.zeros(3, dtype=torch.long)
+    layers = (SoftQuantize(), SoftQuantize(1, math.inf))
     for value in (math.nan, math.inf):
         F[1].bias.data[0] = value
-        for model in (F, SoftQuantNet(F, SoftQuantize()), SoftQuantNet(F, SoftQuantize(1, math.inf))):
-            for method in ("crown", "full"):
-                assert not certify(model, x, y, 0.3, method=method).robust.any()
+        for model in (F, *(SoftQuantNet(F, S) for S in layers)):
+            with pytest.raises(ValueError, match="not finite"):
+                certify(model, x, y, 0.3)
+    new = lambda *values: torch.tensor(values, dtype=torch.float64)
+    F = nn.Sequential(nn.Flatten(), linear(4, 1), nn.ReLU(), linear(1, 2)).double()
+    F[1].weight.data, F[1].bias.data = new(1e200, 0, 0, 0)[None], new(-5e199)
+    F[3].weight.data, F[3].bias.data = new(1e200, 0)[:, None], new(1, 0)
+    x = new(0, 0.1, 0.9, 0.45).view(4, 1, 1, 1).expand(4, 1, 2, 2)  # logits: inf and 0 above ½, else 1 and 0
+    for model in (F, *(SoftQuantNet(F, S) for S in layers)):
+        for method in ("crown", "full"):
+            c = certify(model, x, y.new_zeros(4), 0.1, method=method)
+            assert c.robust.tolist() == [True, True, False, False]
 
 
 def test_chain():
