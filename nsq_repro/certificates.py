@@ -11,7 +11,7 @@ __all__ = ['METHODS', 'CHECKED', 'TOGETHER', 'margins', 'affine_backward', 'maxi
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as TF
@@ -22,6 +22,7 @@ from .attacks import ball, check_inputs, full_precision, taken_apart
 from .correlated_errors import relate_errors
 from nsq_repro.programs import (
     AFFINE,
+    Affine,
     Maximum,
     NoBounds,
     Program,
@@ -51,7 +52,7 @@ def margins(
 
 # %% ../nbs/certificates.ipynb #49c8c4cd
 def affine_backward(
-    layer: nn.Module,  # Conv2d or Linear
+    layer: Affine,  # Conv2d or Linear
     rows: Tensor,  # (P, …) coefficients A on its output
     shape: tuple,  # of its input, without N
 ) -> tuple[Tensor, Tensor | float]:  # (P, …) coefficients A·W on its input; (P,) A·b
@@ -62,7 +63,8 @@ def affine_backward(
         constant = per_channel @ layer.bias.detach().to(rows.dtype)
     if isinstance(layer, nn.Linear):
         return rows @ weight, constant
-    k, s, p, d = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+    p: Any = layer.padding  # numbers, see `read_program`
+    k, s, d = layer.kernel_size, layer.stride, layer.dilation
     reached = [(rows.shape[2 + i] - 1) * s[i] - 2 * p[i] + d[i] * (k[i] - 1) + 1 for i in (0, 1)]
     missing = [shape[1 + i] - reached[i] for i in (0, 1)]
     return TF.conv_transpose2d(rows, weight, None, s, p, missing, layer.groups, d), constant
@@ -91,9 +93,9 @@ def crown(
     "Backward linear bounds."
     bound, of_value = rows.new_zeros(len(rows)), {len(program.steps): rows}
     for i, (layer, inputs) in reversed(list(enumerate(program.steps))):
-        if (rows := of_value.pop(i + 1, None)) is None:  # nothing depends on this value
+        if i + 1 not in of_value:  # nothing depends on this value
             continue
-        shape, constant = seen.shapes[inputs[0]], 0.0
+        rows, shape, constant = of_value.pop(i + 1), seen.shapes[inputs[0]], 0.0
         if isinstance(layer, Maximum):
             rows, constant = maximum_backward(layer.k, rows, Planes(*(v[own] for v in seen.planes[i])))
         elif isinstance(layer, AFFINE):
@@ -265,7 +267,7 @@ class _Target:
     "The network that is certified, and how."
 
     model: nn.Module  # the whole of it
-    S: nn.Module | None  # its quantization layer
+    S: Any  # its quantization layer, or None
     F: nn.Module  # what follows
     program: Program | None  # what F computes; None: only enumeration is possible
     levels: Tensor | None  # values of hard quantization
@@ -276,7 +278,8 @@ class _Target:
 
     @classmethod
     def of(cls, model, x, *options):
-        F, S = taken_apart(model)
+        parts: Any = taken_apart(model)
+        F, S = parts
         check_hooks(model)
         hard = S is not None and math.isinf(S.alpha)
         try:
@@ -397,7 +400,7 @@ def _halves(
         hopeless = -low > target.gain * math.log2(boxes + 1)
         if image.fails_at(m.corner[k : k + 1]) or not (hi[k] > lo[k]).any() or hopeless:
             return None
-        halves += [_Region(*half, m.open[k]) for half in cut(lo[k], hi[k], m.blame[k], target.levels)]
+        halves += [_Region(l, h, m.open[k]) for l, h in cut(lo[k], hi[k], m.blame[k], target.levels)]
     return halves
 
 # %% ../nbs/certificates.ipynb #7bf70016
@@ -489,7 +492,7 @@ def exact_hard(
     **options,  # of `certify`
 ) -> Certificates:
     "Decide images of a hard-quantized network exactly. Raises ValueError for a network with another layer, or none."
-    S = taken_apart(model)[1]
+    S: Any = taken_apart(model)[1]
     if S is None or not math.isinf(S.alpha):
         what = "no quantization layer" if S is None else S
         raise ValueError(f"exact_hard needs a SoftQuantNet with alpha = inf, got {what}; certify takes others")

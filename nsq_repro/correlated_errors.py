@@ -51,7 +51,7 @@ class SharedErrors(Term):
         out[:, i, j] = out[:, j, i] = sizes
         return out
 
-    def mean(self, weights: Tensor) -> tuple["SharedErrors", Tensor | float]:
+    def mean(self, weights: Tensor) -> tuple[Term, Tensor | float]:
         if not self.rough:
             return super().mean(weights)
         common = weights.mean(0, keepdim=True)
@@ -59,14 +59,15 @@ class SharedErrors(Term):
         moved = more.unsqueeze(2) * less.unsqueeze(1) * self.apart
         return super().mean(common)[0], moved.sum((1, 2)) / more.sum(1).clamp_min(1e-30)
 
-    def plus(self, other: "SharedErrors") -> "SharedErrors":
-        return super().plus(other) if self.blocks == other.blocks else _of_both(self, other)
+    def plus(self, other: Term) -> Term:
+        same = isinstance(other, SharedErrors) and self.blocks == other.blocks
+        return super().plus(other) if same else _of_both(self, other)
 
     def ahead(self, weights: Tensor, moved: Tensor | float | None = None) -> Tensor:
         if self.rough and moved is None:
             return (self.apart * weights.unsqueeze(1)).sum(2)
         lead = self.sum(lambda rows, s: above_mean(rows, s).abs(), weights.mean(0, keepdim=True))
-        return lead + moved.unsqueeze(1) if self.rough else lead
+        return lead + moved.unsqueeze(1) if isinstance(moved, Tensor) else lead
 
 # %% ../nbs/correlated_errors.ipynb #612c2679
 def _of_both(a, b):

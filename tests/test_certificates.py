@@ -16,7 +16,7 @@ from nsq_repro.certificates import METHODS, bound_margins, bounds, certify, corn
 from nsq_repro.correlated_errors import Polytopes, SharedErrors, curves
 from nsq_repro.networks import MnistCNN, SoftQuantNet
 from nsq_repro.programs import Maximum, chain, read_program
-from nsq_repro.quantization import SoftQuantize, levels
+from nsq_repro.quantization import SoftQuantize, output_values
 from nsq_repro.zonotopes import Patches, PixelGenerators, Zonotope, forward, interval, maximum, zonotope_of_box
 
 few = settings(max_examples=15, deadline=None, derandomize=True)
@@ -330,7 +330,7 @@ def test_a_certified_image_is_never_broken_and_a_broken_one_is(seed, layer, eps,
 def brute_force(model, x, y, eps):
     S = model.quantize
     lo, hi = S.reachable_box(x, eps)
-    free = lambda a, b: ((b > a).flatten().nonzero()[:, 0].tolist(), levels(S.K, dtype=x.dtype))
+    free = lambda a, b: ((b > a).flatten().nonzero()[:, 0].tolist(), output_values(S.K, dtype=x.dtype))
 
     def survives(a, b, t):
         pixels, values = free(a, b)
@@ -351,7 +351,7 @@ def brute_force(model, x, y, eps):
 def test_exact_hard_is_brute_force_whether_it_enumerates_or_cuts(seed, K, kind, how):
     F, g = network(seed, kind), torch.Generator().manual_seed(seed)
     model, eps = SoftQuantNet(F, SoftQuantize(K, math.inf)), 0.1
-    x = levels(K)[torch.randint(0, K + 1, (10, 1, 6, 6), generator=g)]
+    x = output_values(K)[torch.randint(0, K + 1, (10, 1, 6, 6), generator=g)]
     near = 0.25 if K == 2 else 0.5
     x.view(10, -1)[:, 4:10] = near + 0.2 * torch.rand(10, 6, generator=g, dtype=torch.float64) - 0.1
     y = model(x).argmax(1)
@@ -362,7 +362,7 @@ def test_exact_hard_is_brute_force_whether_it_enumerates_or_cuts(seed, K, kind, 
 
 def test_corners_are_those_of_itertools():
     lo, hi = torch.tensor([0.0, 0.5, 0.0, 1.0]), torch.tensor([1.0, 0.5, 0.5, 1.0])
-    points = torch.cat(list(corners(lo, hi, levels(2, dtype=torch.float32), 100, chunk=4)))
+    points = torch.cat(list(corners(lo, hi, output_values(2, dtype=torch.float32), 100, chunk=4)))
     assert sorted(map(tuple, points.tolist())) == sorted(itertools.product([0, 0.5, 1], [0.5], [0, 0.5], [1.0]))
 
 
@@ -370,7 +370,7 @@ def test_corners_are_those_of_itertools():
 @given(seeds, st.sampled_from([None, 1, 3]))
 def test_a_cut_loses_no_reachable_point(seed, K):
     lo, hi, _, g = boxes(seed, n=1)
-    lv = None if K is None else levels(K)
+    lv = None if K is None else output_values(K)
     if K:
         lo, hi = (lo * K).round() / K, (hi * K).round() / K
     if not (hi > lo).any():
@@ -471,7 +471,7 @@ def test_what_cannot_be_computed_is_not_proven():
     F[0].weight.data[0, 0] = math.nan  # argmax of nan is 0
     y = torch.zeros(8, dtype=torch.long)
     for method in ("crown", "full"):
-        with pytest.raises(ValueError, match="not finite"):
+        with pytest.raises(ValueError, match="not finite"):  # no verdict at all
             certify(F, x, y, 0.01, method=method, boxes=3)
         assert not (bounds(F, x, hi, y, method)[:, 1:] > 0).any()
     assert bound_margins(read_program(F), x, hi, y, "crown").open[:, 1:].all()
