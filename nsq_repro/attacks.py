@@ -14,7 +14,7 @@ import math
 import numbers
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as TF
@@ -266,7 +266,7 @@ def _random_state(x):
 def taken_apart(
     model: Callable,  # a `SoftQuantNet`, wrapped or not, or any other network
     x: Tensor | None = None,  # (N, C, H, W) images on which the parts are held against the whole
-) -> tuple[Callable, nn.Module | None]:  # F and S; S is None where the network has no quantization layer
+) -> tuple[Any, Any]:  # F and S, two modules; S is None where the network has no quantization layer
     "The network behind the layer, and the layer. Raises ValueError where there may be a layer that cannot be reached."
     found, what = _parts(model), f"model is a {type(model).__name__}"
     how = "pass SoftQuantNet(F, S), or setting='pgd'"
@@ -366,7 +366,7 @@ def _checked_radius(eps, x, most):
 
 def check_number(
     name: str,  # of the argument
-    value,  # what was given
+    value: Any,  # what was given
     least=-math.inf,  # smallest value allowed; a whole number (1, not 1.0) asks for whole numbers
     whole: bool = False,  # whether it must be a whole number in any case
 ):
@@ -685,16 +685,17 @@ def pgd(
     x, y, e = check_inputs(model, x, y, eps, loss, **counts)
     index, x_start = check_starts(x, seed, index, x_start)
     by_itself = x.device.type == "cpu" if skip_cycles is None else skip_cycles
-    bounds, anew, result = ball(x, e, *image_range(model)), random_start and x_start is None, None
+    bounds, anew = ball(x, e, *image_range(model)), random_start and x_start is None
     with as_found(model):
         f = surrogate(model, setting, x)
         same = setting != "bpda" or f is model
         # a judge looks at unbroken examples only, and paths on F alone do not settle
         skip = by_itself and same and _deterministic(f, model, x)
-        for r in range(restarts if anew else 1):
-            given = x if x_start is None else x_start
-            start = uniform_start(x, e, index, seed, r, bounds) if anew else _project(given, bounds)
+        given = _project(x if x_start is None else x_start, bounds)
+
+        def one(restart):
+            start = uniform_start(x, e, index, seed, restart, bounds) if anew else given
             walk = loss_steps(f, start, y, bounds, steps, step_size, loss)
-            found = _run_path(walk, y, _Judge(f if same else model, same), skip)
-            result = found if result is None else _joined(result, found)
-    return result
+            return _run_path(walk, y, _Judge(f if same else model, same), skip)
+
+        return functools.reduce(_joined, map(one, range(restarts if anew else 1)))
