@@ -14,7 +14,7 @@ import math
 import numbers
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as TF
@@ -104,18 +104,15 @@ def as_found(
     model: Callable,  # any callable; nothing is done unless it is an nn.Module
 ):
     "Within the block the network is frozen and in evaluation mode; afterwards all is as before."
-    modes = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
-    evaluates = not any(was for _, was in modes)
+    trains = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    for m in trains:
+        m.training = False
     try:
         with frozen(model):
-            if not evaluates:
-                model.eval()
             yield model
     finally:
-        if not evaluates:
-            model.train(modes[0][1])
-            for m, was in modes:
-                m.training = was
+        for m in trains:
+            m.training = True
 
 # %% ../nbs/attacks.ipynb #f1578c84
 @contextmanager
@@ -269,7 +266,7 @@ def _random_state(x):
 def taken_apart(
     model: Callable,  # a `SoftQuantNet`, wrapped or not, or any other network
     x: Tensor | None = None,  # (N, C, H, W) images on which the parts are held against the whole
-) -> tuple[Callable, nn.Module | None]:  # F and S; S is None where the network has no quantization layer
+) -> tuple[Any, Any]:  # F and S, two modules; S is None where the network has no quantization layer
     "The network behind the layer, and the layer. Raises ValueError where there may be a layer that cannot be reached."
     found, what = _parts(model), f"model is a {type(model).__name__}"
     how = "pass SoftQuantNet(F, S), or setting='pgd'"
@@ -369,14 +366,16 @@ def _checked_radius(eps, x, most):
 
 def check_number(
     name: str,  # of the argument
-    value,  # what was given
-    least=None,  # smallest value allowed; a whole number (1, not 1.0) asks for whole numbers
+    value: Any,  # what was given
+    least=-math.inf,  # smallest value allowed; a whole number (1, not 1.0) asks for whole numbers
+    whole: bool = False,  # whether it must be a whole number in any case
 ):
     "Raises ValueError for anything but a finite number, at least `least`."
-    kind, article = (numbers.Integral, "a whole number") if isinstance(least, int) else (numbers.Real, "a number")
-    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or least is not None and value < least:
-        raise ValueError(f"{name}={value!r}; it must be {article}" + ("" if least is None else f", at least {least:g}"))
+    whole = whole or isinstance(least, int)
+    fits = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+    if not (fits and least <= value and abs(value) < 2.0**63):
+        bound = "" if least == -math.inf else f", at least {least:g}"
+        raise ValueError(f"{name}={value!r}; it must be {'a whole number' if whole else 'a number'}{bound}")
 
 # %% ../nbs/attacks.ipynb #fecf9f54
 def finite(
@@ -653,7 +652,7 @@ def check_starts(
     x_start: Tensor | None = None,  # (N, C, H, W) points to start at
 ) -> tuple[Tensor, Tensor | None]:  # index, by default 0 … N−1, and x_start, both in the way of x
     "What attacks with random starts ask of their arguments. Raises ValueError naming the one that is wrong."
-    check_number("seed", seed, -(2**63))
+    check_number("seed", seed, whole=True)
     index = torch.arange(len(x), device=x.device) if index is None else torch.as_tensor(index, device=x.device)
     if index.shape != x.shape[:1] or index.is_floating_point() or index.dtype == torch.bool:
         is_now = f"index is {index.dtype} of shape {tuple(index.shape)}"
@@ -686,16 +685,17 @@ def pgd(
     x, y, e = check_inputs(model, x, y, eps, loss, **counts)
     index, x_start = check_starts(x, seed, index, x_start)
     by_itself = x.device.type == "cpu" if skip_cycles is None else skip_cycles
-    bounds, anew, result = ball(x, e, *image_range(model)), random_start and x_start is None, None
+    bounds, anew = ball(x, e, *image_range(model)), random_start and x_start is None
     with as_found(model):
         f = surrogate(model, setting, x)
         same = setting != "bpda" or f is model
         # a judge looks at unbroken examples only, and paths on F alone do not settle
         skip = by_itself and same and _deterministic(f, model, x)
-        for r in range(restarts if anew else 1):
-            given = x if x_start is None else x_start
-            start = uniform_start(x, e, index, seed, r, bounds) if anew else _project(given, bounds)
+        given = _project(x if x_start is None else x_start, bounds)
+
+        def one(restart):
+            start = uniform_start(x, e, index, seed, restart, bounds) if anew else given
             walk = loss_steps(f, start, y, bounds, steps, step_size, loss)
-            found = _run_path(walk, y, _Judge(f if same else model, same), skip)
-            result = found if result is None else _joined(result, found)
-    return result
+            return _run_path(walk, y, _Judge(f if same else model, same), skip)
+
+        return functools.reduce(_joined, map(one, range(restarts if anew else 1)))

@@ -6,6 +6,7 @@
 __all__ = ['AttackSpec', 'outcomes_at', 'series', 'accuracy_vs_eps', 'settings_of', 'eval_key', 'evaluate']
 
 # %% ../nbs/evaluation.ipynb #489254b1
+import numbers
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import records
-from .attacks import LOSSES, SETTINGS, check_inputs, full_precision, pgd, taken_apart
+from .attacks import LOSSES, SETTINGS, as_found, check_inputs, finite, full_precision, pgd, taken_apart
 from .statistics import wilson
+from .training import TrainSpec
 
 # %% ../nbs/evaluation.ipynb #13edf451
 @dataclass(frozen=True)
@@ -35,27 +37,34 @@ class AttackSpec:
     n_test: int = 10_000  # the first n_test test images
 
     def __post_init__(self):
-        eps = tuple(float(e) for e in self.eps)
-        object.__setattr__(self, "eps", eps)
-        rules = {
-            "setting": (self.setting in SETTINGS, f"one of {', '.join(SETTINGS)}"),
-            "loss": (self.loss in LOSSES, f"one of {', '.join(LOSSES)}"),
-            "eps": (
-                len(eps) > 0 and list(eps) == sorted(set(eps)) and 0 <= eps[0] and eps[-1] <= 1,
-                "increasing radii in [0, 1] (8/255, not 8)",
-            ),
-            "steps": (type(self.steps) is int and self.steps >= 1, "a whole number, at least 1"),
-            "step_size": (0 < self.step_size <= 2, "a positive length in [0, 1] pixel units"),
-            "restarts": (type(self.restarts) is int and self.restarts >= 1, "a whole number, at least 1"),
-            "n_test": (type(self.n_test) is int and self.n_test >= 1, "a whole number of images, at least 1"),
-            "seed": (type(self.seed) is int, "a whole number"),
-        }
-        records.check_fields(self, rules)
+        try:
+            object.__setattr__(self, "eps", tuple(e if isinstance(e, (str, bool)) else float(e) for e in self.eps))
+        except (TypeError, ValueError):
+            pass  # the rules say what is allowed
+        records.check_fields(self, _attack_rules(self))
+
+# %% ../nbs/evaluation.ipynb #b346644f
+def _attack_rules(s):
+    "Field → (whether it is right, what it may be)."
+    whole = lambda v: (type(v) is int and v >= 1, "a whole number, at least 1")
+    eps, number = s.eps, isinstance(s.step_size, numbers.Real) and not isinstance(s.step_size, bool)
+    radii = isinstance(eps, tuple) and len(eps) > 0 and all(type(e) is float and 0 <= e <= 1 for e in eps)
+    return {
+        "setting": (s.setting in list(SETTINGS), f"one of {', '.join(SETTINGS)}"),
+        "loss": (s.loss in list(LOSSES), f"one of {', '.join(LOSSES)}"),
+        "eps": (radii and list(eps) == sorted(set(eps)), "increasing radii in [0, 1] (8/255, not 8)"),
+        "steps": whole(s.steps),
+        "step_size": (number and 0 < s.step_size <= 2, "a positive length in [0, 1] pixel units"),
+        "random_start": (type(s.random_start) is bool, "True or False"),
+        "restarts": whole(s.restarts),
+        "n_test": whole(s.n_test),
+        "seed": (type(s.seed) is int, "a whole number"),
+    }
 
 # %% ../nbs/evaluation.ipynb #917d88b9
 @full_precision
 def outcomes_at(
-    model: Callable,  # network in eval mode
+    model: Callable,  # network, evaluated in eval mode
     x: Tensor,  # (N, C, H, W) images in [0, 1]
     y: Tensor,  # (N,) labels
     eps: float,  # l∞ radius
@@ -63,13 +72,13 @@ def outcomes_at(
     batch_size: int = 250,  # images at a time
     on_batch: Callable = lambda n: None,  # called with the number of images done
 ) -> dict[str, np.ndarray]:  # 'last' and 'worst': (N,) bool, classified correctly in that accounting
-    "Which images survive the attack at one radius."
+    "Which images survive the attack at one radius. Raises ValueError for wrong input."
     last, worst = [], []
     for i in range(0, len(y), batch_size):
         xb, yb, index = x[i : i + batch_size], y[i : i + batch_size], torch.arange(i, min(i + batch_size, len(y)))
         if eps == 0:
-            with torch.no_grad():
-                ok = (model(xb).argmax(1) == yb,) * 2
+            with as_found(model), torch.no_grad():
+                ok = (finite(model(xb)).argmax(1) == yb,) * 2
         else:
             ok = pgd(
                 model, xb, yb, eps, spec.steps, spec.step_size, spec.loss, spec.setting, spec.random_start,
@@ -116,30 +125,30 @@ def accuracy_vs_eps(
     **attack,  # steps, step_size, random_start, restarts, seed of `AttackSpec`
 ) -> list[dict]:  # series: setting, loss, accounting, eps, n, correct, accuracy, low, high, outcomes
     "Accuracy against ε under PGD, in eval mode; without a layer only 'pgd' is run. Raises ValueError for wrong input."
-    x, y, _ = check_inputs(model, x, y, max(eps))
-    pairs = [(s, loss) for s in settings_of(model, settings) for loss in losses]
-    specs = [AttackSpec(s, loss, tuple(eps), n_test=len(y), **attack) for s, loss in pairs]
-    was, result = getattr(model, "training", False), []
-    if was:
-        model.eval()
-    with tqdm(total=len(specs) * len(eps) * len(y), unit="img", disable=not progress) as bar:
+    settings, losses = ((names,) if isinstance(names, str) else tuple(names) for names in (settings, losses))
+    asked = [AttackSpec(s, loss, eps, **attack) for s in settings for loss in losses]
+    if not asked:
+        raise ValueError(f"settings={settings}, losses={losses}: nothing to attack with")
+    x, y, _ = check_inputs(model, x, y, asked[0].eps[-1], batch_size=(batch_size, 1))
+    pairs, result = [(s, loss) for s in settings_of(model, settings, x) for loss in losses], []
+    specs = [AttackSpec(s, loss, eps, n_test=len(y), **attack) for s, loss in pairs]
+    with tqdm(total=len(specs) * len(specs[0].eps) * len(y), unit="img", disable=not progress) as bar:
         for spec in specs:
             cells = [outcomes_at(model, x, y, e, spec, batch_size, bar.update) for e in spec.eps]
             result += series(spec.eps, cells, setting=spec.setting, loss=spec.loss)
-    if was:
-        model.train()
     return result
 
 # %% ../nbs/evaluation.ipynb #b1606111
 def settings_of(
     model,  # a network, or a TrainSpec
     settings: tuple = SETTINGS,  # the settings asked for
+    x: Tensor | None = None,  # images on which the network's parts are held against the whole, see `taken_apart`
 ) -> tuple:  # those that differ from each other for this model
     """Without a layer, BPDA is PGD (§5 of the paper).
     Raises ValueError where there may be a layer that cannot be reached."""
     if tuple(settings) == ("pgd",):
         return ("pgd",)
-    layered = model.K is not None if hasattr(model, "K") else taken_apart(model)[1] is not None
+    layered = model.K is not None if isinstance(model, TrainSpec) else taken_apart(model, x)[1] is not None
     return tuple(settings) if layered else ("pgd",)
 
 # %% ../nbs/evaluation.ipynb #d4a60225

@@ -43,6 +43,7 @@ from nsq_repro.attacks import (
     uniform_start,
 )
 from .evaluation import series
+from .networks import SoftQuantNet
 from .quantization import SoftQuantize, cell_index, output_values, thresholds
 from .statistics import wilson
 
@@ -91,6 +92,12 @@ def closed_form(
         raise ValueError(f"closed_form needs a SoftQuantNet with a finite alpha; {how}")
     return _ClosedForm(F, S)
 
+# %% ../nbs/exact.ipynb #69643077
+def _copy(model, x):
+    "A copy of a network, without what it is wrapped in."
+    F, S = taken_apart(model, x)
+    return copy.deepcopy(F if S is None else SoftQuantNet(F, S))
+
 # %% ../nbs/exact.ipynb #a4876c37
 @full_precision
 def zero_gradient_share(
@@ -109,9 +116,9 @@ def zero_gradient_share(
     if at not in ("start", "steps"):
         raise ValueError(f"at={at!r} is unknown; choose 'start' or 'steps'")
     x, y, e = check_inputs(model, x, y, eps, loss, steps=(steps, 1), step_size=(step_size, 0.0))
-    check_number("seed", seed)
-    net, x = copy.deepcopy(model).to(dtype), x.to(dtype)
-    F, S = taken_apart(net, x)
+    check_number("seed", seed, whole=True)
+    net, x = _copy(model, x).to(dtype), x.to(dtype)
+    F, S = taken_apart(net)
     bounds, total = ball(x, e, *image_range(net)), torch.zeros(4, dtype=torch.float64, device="cpu")
     start, n = uniform_start(x, e, seed=seed, bounds=bounds), steps if at == "steps" else 1
     with as_found(net):
@@ -140,7 +147,7 @@ def gradient_table(
     "PGD through the whole network with its gradient computed in four ways. Raises ValueError for a wrong argument."
     loss, rows = attack.get("loss", "ce"), []
     x, y, e = check_inputs(model, x, y, eps, loss)
-    double = copy.deepcopy(model).double()
+    double = _copy(model, x).double()
     ways = {"float32": model, "float64": double, "closed form": closed_form(model)}
     ways["straight through"] = surrogate(model, "bpda_ste", x)
     for name, f in ways.items():
@@ -394,12 +401,12 @@ def _changed(z, pairs):
 
 def _flip(F, z, y, values, flips, batch_size):
     "Greedy path of one example: its last z, the first and the last lead of the true class."
-    lead = first = margin(F(z[None]), y)[0]
+    lead = first = margin(finite(F(z[None])), y)[0]
     for _ in range(flips):
         level, pixel = (values.flatten(1) != z.flatten()).nonzero(as_tuple=True)
         if lead < 0 or not len(pixel): break
         pairs = torch.stack([pixel.to(z), values.flatten(1)[level, pixel]], 1).unique(dim=0)
-        leads = torch.cat([margin(F(_changed(z, p)), y.expand(len(p))) for p in pairs.split(batch_size)])
+        leads = torch.cat([margin(finite(F(_changed(z, p))), y.expand(len(p))) for p in pairs.split(batch_size)])
         if not leads.min() < lead: break
         lead, z = leads.min(), _changed(z, pairs[leads.argmin()][None])[0]
     return z, first, lead
@@ -481,15 +488,15 @@ def bracket(
     return [{**curve(ok), "accounting": name} for name, ok in sides.items()]
 
 # %% ../nbs/exact.ipynb #7aa6e9b7
-class _Rescaled(nn.Module):
-    "A network of images in [low, high], as a network of images in [0, 1]."
+class _AsLibrariesExpect(nn.Module):
+    "A network of images in [low, high], as a network of images in [0, 1] whose logits are finite, or it says so."
 
     def __init__(self, net, low, high):
         super().__init__()
         self.net, self.low, self.width, self.training = net, low, high - low, net.training
 
     def forward(self, u):
-        return self.net(self.low + self.width * u)
+        return finite(self.net(self.low + self.width * u))
 
 
 def _in_unit_range(craft):
@@ -497,13 +504,11 @@ def _in_unit_range(craft):
 
     def run(net, x, y, eps, seed, **options):
         low, high = image_range(net)
-        if (low, high) == (0.0, 1.0):
-            return craft(net, x, y, eps, seed, **options)
         unit = lambda v: ((v - low) / (high - low)).clamp(0, 1)
         if options.get("starts") is not None:
             options["starts"] = unit(options["starts"])
-        found = craft(_Rescaled(net, low, high), unit(x), y, eps / (high - low), seed, **options)
-        return low + (high - low) * found
+        seen = _AsLibrariesExpect(net, low, high)
+        return low + (high - low) * craft(seen, unit(x), y, eps / (high - low), seed, **options)
 
     return run
 
@@ -557,7 +562,7 @@ def _follow(direction, net, x, y, eps, steps):
     for s in walk:
         out[s.index] = s.new
         with torch.no_grad():
-            walk.keep(net(s.new).argmax(1) == y[s.index])
+            walk.keep(finite(net(s.new)).argmax(1) == y[s.index])
     return out
 
 # %% ../nbs/exact.ipynb #60e5a887
@@ -569,7 +574,8 @@ def _spsa(net, x, y, eps, seed, steps=20, samples=32, delta=.1):
         total = 0
         for j in range(samples):
             d = (seeded_uniform(i, x.shape[1:], seed, k * samples + j) - 0.5).sign().to(x.dtype)
-            lead = lambda way, d=d: margin(net((xt + way * delta * (high - low) * d).clamp(low, high)), y[i])
+            logits = lambda way, d=d: finite(net((xt + way * delta * (high - low) * d).clamp(low, high)))
+            lead = lambda way: margin(logits(way), y[i])
             rise = lead(-1) - lead(1)
             total = total + rise.view(-1, *[1] * (x.ndim - 1)) * d
         return total
@@ -643,8 +649,11 @@ def standard_attack(
     x, y, e = check_inputs(model, x, y, eps)
     if e.ndim or not isinstance(model, nn.Module):
         raise ValueError("the standard suite takes one eps for all images, and networks that are an nn.Module")
-    around = "bpda_ste" if backward == "ste" and name not in ("eot", "annealed") else "pgd"
-    net, (found, ok) = surrogate(model, around, x), judged(model, x, x, y, e)[:2]
+    own = name in ("eot", "annealed")  # these look at the layer themselves
+    if own or backward == "ste":
+        taken_apart(model, x)
+    net = surrogate(model, "bpda_ste" if backward == "ste" and not own else "pgd")
+    found, ok = judged(model, x, x, y, e)[:2]
     for part, how in parts.items():
         i = ok.nonzero()[:, 0]
         if not len(i):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as TF
@@ -509,7 +509,8 @@ def _loop(model, optimizer, spec, data, device, done, progress, save, save_every
     x_all, y_all, order = data.x.to(device), data.y.to(device), _Order(len(data.y), spec.batch_size, spec.seed)
     every, running = max(1, spec.iterations // 50), torch.zeros((), device=device)
     n, losses, clock, saved = spec.batch_size, list(done["losses"]), _Clock(done), time.time()
-    how = dict(unit="img", unit_scale=True, mininterval=1, desc=f"train {spec.model}", disable=not progress)
+    how: dict[str, Any] = dict(unit="img", unit_scale=True, mininterval=1)
+    how |= dict(desc=f"train {spec.model}", disable=not progress)
     bar = tqdm(total=spec.iterations * n, initial=done["iteration"] * n, **how)
     for t in range(done["iteration"], spec.iterations):
         for group in optimizer.param_groups:
