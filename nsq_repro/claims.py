@@ -620,7 +620,9 @@ def increments() -> dict:
     return stated("objective.ipynb#eq-pgd-sum", ours, "of first order; clipping and curvature come on top", readings)
 
 # %% ../nbs/claims.ipynb #4781a1c2
-def start_bound(images: int = 200) -> dict:
+def start_bound(
+    images: int = 200,  # how many paths
+) -> dict:  # of `stated`
     "The sum of Eq. 4 as a bound with random starts, for a random linear network."
     g = torch.Generator().manual_seed(0)
     net, x = linear_network(10, 64, generator=g), torch.full((images, 1, 8, 8), 0.5, dtype=torch.float64)
@@ -656,7 +658,9 @@ def derivative() -> dict:
     return stated(cell, ours, "the factor 1/K is missing, so it holds for K = 1 alone", good)
 
 # %% ../nbs/claims.ipynb #9ffe4721
-def nearly_zero(pixels: int = 784) -> dict:
+def nearly_zero(
+    pixels: int = 784,  # of an image
+) -> dict:  # of `stated`
     "Where the slope is below 1 % of its peak."
     x = torch.linspace(0, 1, 1_000_001, dtype=torch.float64)
     flat = lambda K, alpha: (soft_quantize_derivative(x, K, alpha) < 0.01 * alpha / (4 * K)).double().mean().item()
@@ -679,7 +683,10 @@ def two_samples() -> dict:
     return stated("bound.ipynb#eq-two-samples", ours, why, left <= right)
 
 # %% ../nbs/claims.ipynb #9fa27f1a
-def path_integral(pairs: int = 20, tolerance: float = 1e-5) -> dict:
+def path_integral(
+    pairs: int = 20,  # how many lines
+    tolerance: float = 1e-5,  # of the quadrature
+) -> dict:  # of `stated`
     "Eq. 10 along straight lines, F a random linear network behind the layer."
     g = torch.Generator().manual_seed(0)
     net = SoftQuantNet(linear_network(3, 6, generator=g), SoftQuantize(1, 20.0))
@@ -695,7 +702,10 @@ def path_integral(pairs: int = 20, tolerance: float = 1e-5) -> dict:
     return stated("bound.ipynb#eq-path-integral", ours, why, off <= tolerance and holds)
 
 # %% ../nbs/claims.ipynb #abebdfbd
-def small_gradient(margin: float = 10.0, omega: float = 1e7) -> dict:
+def small_gradient(
+    margin: float = 10.0,  # mean difference of the two logits
+    omega: float = 1e7,  # how fast it oscillates
+) -> dict:  # of `stated`
     "Two classes, logit difference margin + sin(omega x)."
     def wave(x):
         ell = margin + torch.sin(omega * x.flatten(1)[:, :1])
@@ -726,7 +736,9 @@ def infinite_sharpness() -> dict:
     )
 
 # %% ../nbs/claims.ipynb #5939376f
-def hard_training(images: int = 50) -> dict:
+def hard_training(
+    images: int = 50,  # in the batch
+) -> dict:  # of `stated`
     "The weights' gradients of a network behind a hard layer."
     g = torch.Generator().manual_seed(0)
     F, y = linear_network(10, 64, generator=g), torch.arange(images) % 10
@@ -752,7 +764,10 @@ def binarization() -> dict:
     )
 
 # %% ../nbs/claims.ipynb #c9562f60
-def sharp_areas(n: int = 3, K: int = 2) -> dict:
+def sharp_areas(
+    n: int = 3,  # pixels
+    K: int = 2,  # quantization levels
+) -> dict:  # of `stated`
     "Pieces of the space of n pixels in which the slope is sharp."
     pieces = bound.sharp_areas(n, K)
     ours = (

@@ -73,7 +73,9 @@ def style():
     )
 
 # %% ../nbs/plots.ipynb #3b8d8582
-def styled(draw):
+def styled(
+    draw,  # any arguments → matplotlib Figure
+):  # the same function
     "Decorator: draw in `style()`, lay the figure out there, and return it closed, so that a notebook shows it once."
     @functools.wraps(draw)
     def wrapper(*args, **kwargs):

@@ -391,7 +391,9 @@ def suite_table(
     )
 
 # %% ../nbs/tables.ipynb #6a3e26ec
-def arithmetic_rows(record) -> list[dict]:
+def arithmetic_rows(
+    record: dict,  # 'zero': rows of `zero_gradient_share`; 'gradients': rows of `gradient_table`
+) -> list[dict]:  # model, eps, gradient, shares of zeros, correct, n
     "Shares of zero gradients and accuracies under four gradients, in one list."
     return [
         {
