@@ -81,12 +81,12 @@ PRINTED_ON = {"mnist": ("mnist_cnn", "mnist_cnn_pytorch"), "cifar10": ("cifar_wi
 
 # %% ../nbs/claims.ipynb #d618795d
 def evidence(
-    item: str,  # for example 'fig3'
+    item: str | None,  # for example 'fig3'
     dataset: str,  # of the claim
     find,  # item → record or None
 ) -> tuple[dict | None, str]:  # the record, or None and why there is none
     "The record of an item if it is of the claim's data."
-    record = find(item)
+    record = find(item) if item else None
     if record is None:
         return None, f"there is no record of {item} yet"
     if (record.get("data") or {}).get("name") != dataset:
@@ -217,7 +217,7 @@ def rule_accuracy(
     "Rule 1."
     record, why = evidence(ITEMS.get(claim["dataset"]), claim["dataset"], find)
     points = measured(claim, record) if record else []
-    if not points:
+    if record is None or not points:
         return untested(why or "the record has no such curve or radius", record=record)
     if other := other_network(claim["dataset"], record.get("training", {}).get(claim["model"])):
         return untested(other, percent(points), record)
@@ -289,7 +289,7 @@ def rule_difference(
     models = (claim["model"], claim["setting"]), (claim["test"]["than"], claim["setting"])
     at = lambda loss: difference(record, *models, loss, claim["eps"], claim["metric"]) if record else None
     points = [p for loss in losses if (p := at(loss))]
-    if not points:
+    if record is None or not points:
         return untested(why or "the record has no such curves or radius", record=record)
     ours, training = percent(points, signed=True), record.get("training", {})
     other = other_network(claim["dataset"], training.get(claim["model"]))
@@ -342,8 +342,8 @@ def cap(
     *missing: str,  # what keeps the claim from being more than reproduced in part; empty ones count nothing
 ) -> tuple[str, str]:  # verdict, and why
     "Reproduced in part at most where something is missing; the other verdicts stay."
-    missing = [m for m in missing if m]
-    return (IN_PART if missing and verdict == REPRODUCED else verdict), "; ".join([why, *missing])
+    reasons = [m for m in missing if m]
+    return (IN_PART if reasons and verdict == REPRODUCED else verdict), "; ".join([why, *reasons])
 
 # %% ../nbs/claims.ipynb #ddd4cd87
 def compared_data(
@@ -429,7 +429,7 @@ def rule_ratio(
     test, value = claim["test"], claim["value"]
     record, why = evidence("mnist-cost", claim["dataset"], find)
     ratios = cost_ratios(record, test["slow"], test["fast"]) if record else []
-    if not ratios:
+    if record is None or not ratios:
         return untested(why or "the record has no such model", record=record)
     middle, (least, most) = float(np.median(ratios)), (ratios[0], ratios[-1])
     ours = f"{middle:.1f} times ({least:.1f} to {most:.1f}) an image on {record['provenance']['device']}"
@@ -609,7 +609,7 @@ def increments() -> dict:
     x, y = torch.full((1, 1, 28, 28), 0.5, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
     path = objective.pgd_path(net, x, y, eps, steps, eps / steps, "cw")
     gain = objective.increments(path, eps / steps).total().true.item()
-    predicted = lambda length: sum(objective.predicted_increase(g, length) for g in path.grad).item()
+    predicted = lambda length: torch.stack([objective.predicted_increase(g, length) for g in path.grad]).sum().item()
     as_step, as_radius = predicted(eps / steps), predicted(eps)
     ours = (
         f"predicted over true on an affine loss, {steps} steps: {as_step / gain:.3g} with ε a step, "
@@ -979,8 +979,8 @@ def subject(
 ) -> str:  # for example 'ImageNet, Natural: clean top-1 accuracy'
     "What a claim is about."
     names = {"mnist": "MNIST", "cifar10": "CIFAR-10", "imagenet": "ImageNet"}
-    both = names.get(claim.get("dataset")), records.LABELS.get(claim.get("model"))
-    head = ", ".join(p for p in both if p and p not in claim["what"])
+    both = names.get(claim.get("dataset", "")), records.LABELS.get(claim.get("model", ""))
+    head = ", ".join(p for p in map(str, filter(None, both)) if p not in claim["what"])
     return f"{head}: {claim['what']}" if head else claim["what"]
 
 # %% ../nbs/claims.ipynb #52e32c5e
