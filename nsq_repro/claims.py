@@ -81,12 +81,12 @@ PRINTED_ON = {"mnist": ("mnist_cnn", "mnist_cnn_pytorch"), "cifar10": ("cifar_wi
 
 # %% ../nbs/claims.ipynb #d618795d
 def evidence(
-    item: str,  # for example 'fig3'
+    item: str | None,  # for example 'fig3'
     dataset: str,  # of the claim
     find,  # item → record or None
 ) -> tuple[dict | None, str]:  # the record, or None and why there is none
     "The record of an item if it is of the claim's data."
-    record = find(item)
+    record = find(item) if item else None
     if record is None:
         return None, f"there is no record of {item} yet"
     if (record.get("data") or {}).get("name") != dataset:
@@ -217,7 +217,7 @@ def rule_accuracy(
     "Rule 1."
     record, why = evidence(ITEMS.get(claim["dataset"]), claim["dataset"], find)
     points = measured(claim, record) if record else []
-    if not points:
+    if record is None or not points:
         return untested(why or "the record has no such curve or radius", record=record)
     if other := other_network(claim["dataset"], record.get("training", {}).get(claim["model"])):
         return untested(other, percent(points), record)
@@ -289,7 +289,7 @@ def rule_difference(
     models = (claim["model"], claim["setting"]), (claim["test"]["than"], claim["setting"])
     at = lambda loss: difference(record, *models, loss, claim["eps"], claim["metric"]) if record else None
     points = [p for loss in losses if (p := at(loss))]
-    if not points:
+    if record is None or not points:
         return untested(why or "the record has no such curves or radius", record=record)
     ours, training = percent(points, signed=True), record.get("training", {})
     other = other_network(claim["dataset"], training.get(claim["model"]))
@@ -342,8 +342,8 @@ def cap(
     *missing: str,  # what keeps the claim from being more than reproduced in part; empty ones count nothing
 ) -> tuple[str, str]:  # verdict, and why
     "Reproduced in part at most where something is missing; the other verdicts stay."
-    missing = [m for m in missing if m]
-    return (IN_PART if missing and verdict == REPRODUCED else verdict), "; ".join([why, *missing])
+    reasons = [m for m in missing if m]
+    return (IN_PART if reasons and verdict == REPRODUCED else verdict), "; ".join([why, *reasons])
 
 # %% ../nbs/claims.ipynb #ddd4cd87
 def compared_data(
@@ -429,7 +429,7 @@ def rule_ratio(
     test, value = claim["test"], claim["value"]
     record, why = evidence("mnist-cost", claim["dataset"], find)
     ratios = cost_ratios(record, test["slow"], test["fast"]) if record else []
-    if not ratios:
+    if record is None or not ratios:
         return untested(why or "the record has no such model", record=record)
     middle, (least, most) = float(np.median(ratios)), (ratios[0], ratios[-1])
     ours = f"{middle:.1f} times ({least:.1f} to {most:.1f}) an image on {record['provenance']['device']}"
@@ -609,7 +609,7 @@ def increments() -> dict:
     x, y = torch.full((1, 1, 28, 28), 0.5, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
     path = objective.pgd_path(net, x, y, eps, steps, eps / steps, "cw")
     gain = objective.increments(path, eps / steps).total().true.item()
-    predicted = lambda length: sum(objective.predicted_increase(g, length) for g in path.grad).item()
+    predicted = lambda length: torch.stack([objective.predicted_increase(g, length) for g in path.grad]).sum().item()
     as_step, as_radius = predicted(eps / steps), predicted(eps)
     ours = (
         f"predicted over true on an affine loss, {steps} steps: {as_step / gain:.3g} with ε a step, "
@@ -620,7 +620,9 @@ def increments() -> dict:
     return stated("objective.ipynb#eq-pgd-sum", ours, "of first order; clipping and curvature come on top", readings)
 
 # %% ../nbs/claims.ipynb #4781a1c2
-def start_bound(images: int = 200) -> dict:
+def start_bound(
+    images: int = 200,  # how many paths
+) -> dict:  # of `stated`
     "The sum of Eq. 4 as a bound with random starts, for a random linear network."
     g = torch.Generator().manual_seed(0)
     net, x = linear_network(10, 64, generator=g), torch.full((images, 1, 8, 8), 0.5, dtype=torch.float64)
@@ -656,7 +658,9 @@ def derivative() -> dict:
     return stated(cell, ours, "the factor 1/K is missing, so it holds for K = 1 alone", good)
 
 # %% ../nbs/claims.ipynb #9ffe4721
-def nearly_zero(pixels: int = 784) -> dict:
+def nearly_zero(
+    pixels: int = 784,  # of an image
+) -> dict:  # of `stated`
     "Where the slope is below 1 % of its peak."
     x = torch.linspace(0, 1, 1_000_001, dtype=torch.float64)
     flat = lambda K, alpha: (soft_quantize_derivative(x, K, alpha) < 0.01 * alpha / (4 * K)).double().mean().item()
@@ -679,7 +683,10 @@ def two_samples() -> dict:
     return stated("bound.ipynb#eq-two-samples", ours, why, left <= right)
 
 # %% ../nbs/claims.ipynb #9fa27f1a
-def path_integral(pairs: int = 20, tolerance: float = 1e-5) -> dict:
+def path_integral(
+    pairs: int = 20,  # how many lines
+    tolerance: float = 1e-5,  # of the quadrature
+) -> dict:  # of `stated`
     "Eq. 10 along straight lines, F a random linear network behind the layer."
     g = torch.Generator().manual_seed(0)
     net = SoftQuantNet(linear_network(3, 6, generator=g), SoftQuantize(1, 20.0))
@@ -695,7 +702,10 @@ def path_integral(pairs: int = 20, tolerance: float = 1e-5) -> dict:
     return stated("bound.ipynb#eq-path-integral", ours, why, off <= tolerance and holds)
 
 # %% ../nbs/claims.ipynb #abebdfbd
-def small_gradient(margin: float = 10.0, omega: float = 1e7) -> dict:
+def small_gradient(
+    margin: float = 10.0,  # mean difference of the two logits
+    omega: float = 1e7,  # how fast it oscillates
+) -> dict:  # of `stated`
     "Two classes, logit difference margin + sin(omega x)."
     def wave(x):
         ell = margin + torch.sin(omega * x.flatten(1)[:, :1])
@@ -726,7 +736,9 @@ def infinite_sharpness() -> dict:
     )
 
 # %% ../nbs/claims.ipynb #5939376f
-def hard_training(images: int = 50) -> dict:
+def hard_training(
+    images: int = 50,  # in the batch
+) -> dict:  # of `stated`
     "The weights' gradients of a network behind a hard layer."
     g = torch.Generator().manual_seed(0)
     F, y = linear_network(10, 64, generator=g), torch.arange(images) % 10
@@ -752,7 +764,10 @@ def binarization() -> dict:
     )
 
 # %% ../nbs/claims.ipynb #c9562f60
-def sharp_areas(n: int = 3, K: int = 2) -> dict:
+def sharp_areas(
+    n: int = 3,  # pixels
+    K: int = 2,  # quantization levels
+) -> dict:  # of `stated`
     "Pieces of the space of n pixels in which the slope is sharp."
     pieces = bound.sharp_areas(n, K)
     ours = (
@@ -964,8 +979,8 @@ def subject(
 ) -> str:  # for example 'ImageNet, Natural: clean top-1 accuracy'
     "What a claim is about."
     names = {"mnist": "MNIST", "cifar10": "CIFAR-10", "imagenet": "ImageNet"}
-    both = names.get(claim.get("dataset")), records.LABELS.get(claim.get("model"))
-    head = ", ".join(p for p in both if p and p not in claim["what"])
+    both = names.get(claim.get("dataset", "")), records.LABELS.get(claim.get("model", ""))
+    head = ", ".join(p for p in map(str, filter(None, both)) if p not in claim["what"])
     return f"{head}: {claim['what']}" if head else claim["what"]
 
 # %% ../nbs/claims.ipynb #52e32c5e

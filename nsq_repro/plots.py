@@ -12,14 +12,17 @@ import functools
 import itertools
 import math
 import textwrap
+from collections.abc import Sequence
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
 
 from . import records
 from .quantization import soft_quantize, soft_quantize_derivative, thresholds
@@ -73,7 +76,9 @@ def style():
     )
 
 # %% ../nbs/plots.ipynb #3b8d8582
-def styled(draw):
+def styled(
+    draw,  # any arguments → matplotlib Figure
+):  # the same function
     "Decorator: draw in `style()`, lay the figure out there, and return it closed, so that a notebook shows it once."
     @functools.wraps(draw)
     def wrapper(*args, **kwargs):
@@ -100,7 +105,7 @@ def _grid(K, alpha, points=2000):
 def fig2(
     K: int = 8,  # quantization levels, at least 1
     alpha: float = 1000.0,  # sharpness per unit of [0, 1], positive
-) -> mpl.figure.Figure:
+) -> Figure:
     "Figure 2: the soft-quantization function (left) and its true derivative (right)."
     x, ink, peak = _grid(K, alpha), COLORS["nsq"], alpha / (4 * K)
     fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6))
@@ -173,7 +178,7 @@ def _occupancy_bars(ax, shares, uniform):
         yticks=range(len(looks)), yticklabels=[k["label"] for k in looks.values()], xlim=(0, 1.2), xticks=[0, 0.5, 1],
         xlabel="share of cells occupied", ylim=(len(looks) - 0.45, -0.55),
     )
-    ax.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, 0, " %"))
+    ax.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
     ax.tick_params(axis="y", length=0)
     ax.grid(False)
     handles = [
@@ -191,7 +196,7 @@ def _occupancy_bars(ax, shares, uniform):
 def fig1(
     record: dict,  # eps, bins, axes, note, paths: model, start ('clean', 'random'), xy (restarts, steps, 2)
     model: str | None = None,  # whose iterates to draw; None: those of the first path. The bars show every model
-) -> mpl.figure.Figure:
+) -> Figure:
     """Figure 1: with random starts, adversarial iterates fill the data space; here, one plane of it,
     and the share that is filled."""
     paths = {(p["model"], p["start"]): p for p in record["paths"]}
@@ -218,7 +223,7 @@ def fig1(
 
 # %% ../nbs/plots.ipynb #4bc4cb65
 def footnote(
-    fig: mpl.figure.Figure,  # where
+    fig: Figure,  # where
     text: str,  # what it says; wrapped
     width: int = 138,  # characters a line
 ) -> None:
@@ -366,12 +371,12 @@ def _attack_words(record, accounting, unit):
 @styled
 def fig_accuracy(
     record: dict,  # accuracy record: 'scale', 'data', 'series', and optionally 'attack' {'steps', 'step_size'}
-    paper: list[dict] = (),  # printed values to mark: entries of `records.paper(dataset=…)`
+    paper: Sequence[dict] = (),  # printed values to mark: entries of `records.paper(dataset=…)`
     accounting: str = "last",  # 'last' or 'worst'
     losses: tuple = ("ce", "cw"),  # columns of panels
     x_label: str | None = None,  # None: ε, with its unit
     eps_unit: float = 1,  # 1: ε as a share of the pixel range; 255: in grey levels
-) -> mpl.figure.Figure:
+) -> Figure:
     "Figures 3 and 4: accuracy (%) against ε, one panel for each setting and loss, with 95 % Wilson bands."
     panels = {(s, l): panel_series(record, s, l, accounting) for s in ("pgd", "bpda") for l in losses}
     looks = look([s["model"] for curves in panels.values() for s in curves])
@@ -402,9 +407,9 @@ fig3 = fig_accuracy
 
 def fig4(
     record: dict,  # accuracy record
-    paper: list[dict] = (),  # printed values to mark
+    paper: Sequence[dict] = (),  # printed values to mark
     accounting: str = "last",  # 'last' or 'worst'
-) -> mpl.figure.Figure:
+) -> Figure:
     "Figure 4: Figure 3 with ε in grey levels."
     return fig_accuracy(record, paper, accounting, eps_unit=255)
 
@@ -433,11 +438,11 @@ def _levels_title(setting, loss, alpha):
 @styled
 def fig_levels(
     record: dict,  # accuracy record of one α; its series have K and alpha, its spec {'alpha'}
-    paper: list[dict] = (),  # printed values to mark: entries of `records.paper(dataset=…)`
+    paper: Sequence[dict] = (),  # printed values to mark: entries of `records.paper(dataset=…)`
     accounting: str = "last",  # 'last' or 'worst'
     losses: tuple = ("ce", "cw"),  # panels
     eps_unit: float = 255,  # 255: ε in grey levels
-) -> mpl.figure.Figure:
+) -> Figure:
     """Figures 5 to 7: accuracy (%) of NSQ against ε, one curve for each K, with 95 % Wilson bands.
     Raises ValueError where a loss has no curve."""
     own = lambda loss: [s for s in record["series"] if (s["loss"], s["accounting"]) == (loss, accounting)]
@@ -490,7 +495,7 @@ def fig_quantized_images(
     alpha_unit: float = 1,  # 1, or 255 for the paper's CIFAR-10 notation, 'α = 100×255'
     title: str | None = None,  # what the images are; stands above the figure
     columns: int | None = None,  # images in a row of a block; None: about as many as rows
-) -> mpl.figure.Figure:
+) -> Figure:
     "Figures 8 to 14: original images and S(x) for each alpha, as blocks of images."
     x = torch.as_tensor(x).detach().cpu()
     if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
@@ -518,7 +523,7 @@ def fig_quantized_images(
 # %% ../nbs/plots.ipynb #8ec6b011
 def quantized_images(
     record: dict,  # images (`images_to_text`) and spec: K, alphas, alpha_unit
-) -> mpl.figure.Figure:
+) -> Figure:
     "Figures 8 to 14 from their records."
     spec = record["spec"]
     images = images_from_text(record["images"])

@@ -8,12 +8,13 @@ __all__ = ['DASHED', 'fig_effects', 'fig_bracket', 'fig_time', 'fig_variants', '
 # %% ../nbs/plots_beyond.ipynb #072bb57d
 import math
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from . import records
 from .plots import COLORS, EXTRA_COLORS, GREY, MARKERS, footnote, level_looks, look, styled
@@ -40,7 +41,7 @@ def _effect_bars(ax, rows):
 def fig_effects(
     record: dict,  # accuracy record; its series have K and alpha
     rows: list[dict],  # of `effects_rows`
-) -> mpl.figure.Figure:
+) -> Figure:
     "The grid at the largest ε, and the sizes of the effects with 95 % intervals."
     s = record["series"][0]
     Ks, alphas, found = grid_cells(record, "ce", s["accounting"])
@@ -92,7 +93,7 @@ def _bracket_panel(ax, top, low, kind, unit):
 @styled
 def fig_bracket(
     record: dict,  # series with accounting 'attacked' and 'certified', and 'eps_unit'
-) -> mpl.figure.Figure:
+) -> Figure:
     "Upper and lower bounds on robust accuracy against ε, a panel for each model, with 95 % Wilson bands."
     unit, found = record["eps_unit"], {(s["model"], s["accounting"]): s for s in record["series"]}
     looks = look([m for m, _ in found])
@@ -113,10 +114,10 @@ def fig_bracket(
         lowest.tick_params(labelbottom=True)
     proven = [s for s in record["series"] if s["accounting"] == "certified"]
     few = [s for s in proven if s["n"] != found[s["model"], "attacked"]["n"]]
-    handles = [Line2D([], [], color=GREY, marker="o", mew=0, label="no attack broke it (upper bound)")]
+    handles: list = [Line2D([], [], color=GREY, marker="o", mew=0, label="no attack broke it (upper bound)")]
     if proven:
-        dashed = dict(color=GREY, ls=DASHED, marker="o", mfc="white")
-        handles.append(Line2D([], [], **dashed, label="proven (lower bound)"))
+        proof = Line2D([], [], color=GREY, ls=DASHED, marker="o", mfc="white", label="proven (lower bound)")
+        handles.append(proof)
         handles.append(Patch(facecolor="none", edgecolor="#C8C8C8", hatch="////", label="not known"))
     fig.legend(handles=handles, loc="outside upper center", ncols=3, borderaxespad=0.2)
     names = ", ".join(LABELS[s["model"]] for s in few)
@@ -139,7 +140,7 @@ def _time_curve(ax, rows, kind):
 @styled
 def fig_time(
     record: dict,  # 'points': rows with model, eps, seconds, accuracy, low, high
-) -> mpl.figure.Figure:
+) -> Figure:
     "Worst-case accuracy against training time, a panel for each ε."
     radii, looks = sorted({r["eps"] for r in record["points"]}), look([r["model"] for r in record["points"]])
     fig, axes = plt.subplots(1, len(radii), figsize=(7, 2.9), sharex=True, sharey=True, squeeze=False)
@@ -151,9 +152,9 @@ def fig_time(
             title=f"$\\varepsilon$ = {eps_text(e, record['eps_unit'])}", xscale="log", ylim=(-3, 103),
             xlabel="training time (s)",
         )
-        ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 3)))
-        ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda t, _: f"{t:,g}"))
-        ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{t:,g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
     axes[0, 0].set_ylabel("accuracy (%), worst case")
     fig.legend(
         handles=[
@@ -176,7 +177,7 @@ def fig_time(
 @styled
 def fig_variants(
     record: dict,  # of `variants.variants_record`
-) -> mpl.figure.Figure:
+) -> Figure:
     "Accuracy of each variant at each ε, and at the largest its difference to NSQ."
     rows, radii = variants_rows(record), [e for e in record["series"][0]["eps"] if e]
     tints = dict(zip(("layer", "samples", "noise"), EXTRA_COLORS))
@@ -216,7 +217,7 @@ def fig_variants(
 @styled
 def fig_thresholds(
     record: dict,  # of `variants.threshold_record`
-) -> mpl.figure.Figure:
+) -> Figure:
     "Share of values within ε of a threshold, for each data set and radius, with the least marked."
     names = list(dict.fromkeys(c["name"] for c in record["curves"]))
     fig, axes = plt.subplots(1, len(names), figsize=(3.5 * len(names), 2.5), squeeze=False)
@@ -240,7 +241,7 @@ def fig_thresholds(
 @styled
 def fig_fair(
     record: dict,  # of `fair.fair_record`
-) -> mpl.figure.Figure:
+) -> Figure:
     "Accuracy under the box attack against the budget of the training, a panel for each radius."
     radii, looks = record["attack"]["eps"], look([c["model"] for c in record["cells"]])
     fig, axes = plt.subplots(1, len(radii), figsize=(7, 2.7), sharex=True, sharey=True, squeeze=False)
@@ -255,9 +256,9 @@ def fig_fair(
             ax.plot(*zip(*dots), ls="none", marker=kind["marker"], mfc="none", mec=kind["color"], ms=4, mew=0.8)
             ax.plot(times, [np.mean(own[t]) for t in times], color=kind["color"], lw=1.2)
         ax.set(title=f"$\\varepsilon$ = {e:g}", xscale="log", xlabel="training time (min)", ylim=(0, 100))
-        ax.xaxis.set_major_locator(mpl.ticker.FixedLocator(sorted({c["budget"] for c in record["cells"]})))
-        ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda t, _: f"{t:g}"))
-        ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+        ax.xaxis.set_major_locator(FixedLocator(sorted({c["budget"] for c in record["cells"]})))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{t:g}"))
+        ax.xaxis.set_minor_locator(NullLocator())
     axes[0, 0].set_ylabel("accuracy (%), box attack")
     marks = [Line2D([], [], color=k["color"], marker=k["marker"], mfc="none", label=k["label"]) for k in looks.values()]
     fig.legend(handles=marks, loc="outside upper center", ncols=len(looks), borderaxespad=0.2)

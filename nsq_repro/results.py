@@ -152,7 +152,10 @@ def check_series(
     return problems
 
 # %% ../nbs/results.ipynb #d03a4e0c
-def same_picture(a: bytes, b: bytes) -> bool:
+def same_picture(
+    a: bytes,  # contents of a png file
+    b: bytes,  # of another
+) -> bool:
     "Whether two png files hold the same pixels."
     import matplotlib.pyplot as plt
 
@@ -160,7 +163,10 @@ def same_picture(a: bytes, b: bytes) -> bool:
     return x.shape == y.shape and bool((x == y).all())
 
 # %% ../nbs/results.ipynb #5d9eda5d
-def same_drawing(a: bytes, b: bytes) -> bool:
+def same_drawing(
+    a: bytes,  # contents of an svg file
+    b: bytes,  # of another
+) -> bool:
     """Whether two svg files are the same; pictures inside may be compressed differently,
     as long as their pixels are the same."""
     if a == b:

@@ -12,6 +12,7 @@ __all__ = ['RESPONSES', 'RESPONSE_LABELS', 'EFFECT_LABELS', 'DIRECTION_LABELS', 
 
 # %% ../nbs/tables.ipynb #73d5081a
 import math
+from collections.abc import Sequence
 from statistics import median
 
 import numpy as np
@@ -64,7 +65,7 @@ def printed_value(
 # %% ../nbs/tables.ipynb #787f12c1
 def accuracy_rows(
     record: dict,  # accuracy record
-    paper: list[dict] = (),  # entries of `records.paper(dataset=…)`
+    paper: Sequence[dict] = (),  # entries of `records.paper(dataset=…)`
     accounting: str | None = None,  # 'last', 'worst' or None for both
     eps=None,  # which perturbations, in [0, 1]; None: all
 ) -> list[dict]:  # model, setting, loss, accounting, eps, measured, low, high (%), n, printed, claim, scale
@@ -93,7 +94,7 @@ def accuracy_rows(
 # %% ../nbs/tables.ipynb #002e2c72
 def accuracy_table(
     record: dict,  # accuracy record
-    paper: list[dict] = (),  # entries of `records.paper(dataset=…)`
+    paper: Sequence[dict] = (),  # entries of `records.paper(dataset=…)`
     accounting: str = "last",  # 'last' or 'worst'
     eps: float | None = None,  # perturbation of the table, in [0, 1]; None: the largest
     eps_unit: float = 1,  # 255: ε is written in grey levels
@@ -391,7 +392,9 @@ def suite_table(
     )
 
 # %% ../nbs/tables.ipynb #6a3e26ec
-def arithmetic_rows(record) -> list[dict]:
+def arithmetic_rows(
+    record: dict,  # 'zero': rows of `zero_gradient_share`; 'gradients': rows of `gradient_table`
+) -> list[dict]:  # model, eps, gradient, shares of zeros, correct, n
     "Shares of zero gradients and accuracies under four gradients, in one list."
     return [
         {
