@@ -98,7 +98,7 @@ def test_path_is_the_attack(seed, layer, eps, setting):
 
 
 def test_the_inner_maximum_remembers_a_loss_that_was_left_again():
-    "With steps as long as the ball the path jumps to and fro, and for some image the largest loss comes early."
+    "With steps as long as the ball the path oscillates, and for some image the largest loss comes early."
     net, (x, y) = network(2, (1, 1000.0)), images(2, 60)
     loss = pgd_path(net, x, y, 0.3, 8, 0.3).loss
     assert (loss[:-2].amax(0) > loss[-2:].amax(0) + 1e-6).any()
