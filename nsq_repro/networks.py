@@ -173,7 +173,7 @@ def build(
 ) -> nn.Module:  # F, or SoftQuantNet(F, S); on the CPU, in training mode, channels_last
     """A fresh network with seeded weights. Leaves the global random state as it was.
     Raises ValueError for wrong arguments."""
-    if network not in NETWORKS:
+    if not isinstance(network, str) or network not in NETWORKS:
         raise ValueError(f"network is {network!r}; there is {', '.join(map(repr, NETWORKS))}")
     if (K is None) != (alpha is None):
         raise ValueError(f"K is {K} and alpha is {alpha}; give both for a quantization layer, or neither for none")

@@ -525,6 +525,21 @@ def test_two_processes_decode_once(copy, tmp_path):
     assert not list(copy[0].glob("**/*.part"))
 
 
+@pytest.mark.parametrize("utf8", "01")
+def test_any_locale(copy, tmp_path, utf8):
+    "Names that the locale cannot say; what was decoded under one is read under another."
+    root = copy[0].rename(tmp_path / "Größe")
+    for i, file in enumerate(sorted(root.glob("cifar10/test/*/*.png"))):
+        file.rename(file.with_name(f"ä{i}.png"))
+    code = "import sys; from nsq_repro import data; print(data.load('cifar10', root=sys.argv[1]).fingerprint)"
+    env = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": utf8}
+    here = data.load("cifar10", root=root).fingerprint
+    made = (root / "cifar10" / "decoded-test.safetensors").stat().st_mtime_ns
+    done = subprocess.run([sys.executable, "-c", code, str(root)], env=env, capture_output=True, check=True)
+    assert done.stdout.decode("ascii").strip() == here
+    assert (root / "cifar10" / "decoded-test.safetensors").stat().st_mtime_ns == made
+
+
 def test_a_user_without_a_home(copy, monkeypatch):
     "An unknown uid without HOME: what needs no home works, what names one says so."
     import pwd
