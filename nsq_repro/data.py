@@ -36,8 +36,8 @@ def fingerprint(
 ) -> str:  # 16 hexadecimal digits
     "SHA-256 over the shapes and bytes of images and labels, shortened; the same on every machine."
     h = hashlib.sha256(f"{tuple(x.shape)} {tuple(y.shape)}".encode())
-    h.update(np.ascontiguousarray(x.cpu().numpy()))
-    h.update(np.ascontiguousarray(y.cpu().numpy(), dtype="<i8"))
+    h.update(np.ascontiguousarray(x.cpu().numpy()).data)
+    h.update(np.ascontiguousarray(y.cpu().numpy(), dtype="<i8").data)
     return h.hexdigest()[:16]
 
 # %% ../nbs/data.ipynb #10fbb1ce
@@ -456,11 +456,12 @@ def _load_folder(split, folder):
 
 # %% ../nbs/data.ipynb #6981f091
 def _load_cifar10(split, root, download):
-    if not _cifar_folder(root, split):
+    folder = _cifar_folder(root, split)
+    if not folder:
         if not download:
             raise FileNotFoundError(_missing_cifar10(root))
         _download_cifar10(root)
-    folder = _cifar_folder(root, split)
+        folder = root / "cifar-10-batches-py"
     return _load_folder(split, folder) if folder.name == split else _load_batches(split, folder)
 
 # %% ../nbs/data.ipynb #3e4ac5b1

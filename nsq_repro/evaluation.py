@@ -6,7 +6,6 @@
 __all__ = ['AttackSpec', 'outcomes_at', 'series', 'accuracy_vs_eps', 'settings_of', 'eval_key', 'evaluate']
 
 # %% ../nbs/evaluation.ipynb #489254b1
-import numbers
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from tqdm.auto import tqdm
 from . import records
 from .attacks import LOSSES, SETTINGS, as_found, check_inputs, finite, full_precision, pgd, taken_apart
 from .statistics import wilson
-from .training import TrainSpec
 
 # %% ../nbs/evaluation.ipynb #13edf451
 @dataclass(frozen=True)
@@ -43,22 +41,23 @@ class AttackSpec:
             pass  # the rules say what is allowed
         records.check_fields(self, _attack_rules(self))
 
-# %% ../nbs/evaluation.ipynb #b346644f
-def _attack_rules(s):
-    "Field → (whether it is right, what it may be)."
-    whole = lambda v: (type(v) is int and v >= 1, "a whole number, at least 1")
-    eps, number = s.eps, isinstance(s.step_size, numbers.Real) and not isinstance(s.step_size, bool)
-    radii = isinstance(eps, tuple) and len(eps) > 0 and all(type(e) is float and 0 <= e <= 1 for e in eps)
+# %% ../nbs/evaluation.ipynb #4e1a6690
+def _attack_rules(spec):
+    whole = lambda n, least: type(n) is int and n >= least
+    eps, length = spec.eps, spec.step_size
+    are_radii = isinstance(eps, tuple) and len(eps) > 0 and all(type(e) is float and 0 <= e <= 1 for e in eps)
+    in_order = are_radii and all(a < b for a, b in zip(eps, eps[1:]))
+    is_length = isinstance(length, (int, float)) and not isinstance(length, bool) and 0 < length <= 2
     return {
-        "setting": (s.setting in list(SETTINGS), f"one of {', '.join(SETTINGS)}"),
-        "loss": (s.loss in list(LOSSES), f"one of {', '.join(LOSSES)}"),
-        "eps": (radii and list(eps) == sorted(set(eps)), "increasing radii in [0, 1] (8/255, not 8)"),
-        "steps": whole(s.steps),
-        "step_size": (number and 0 < s.step_size <= 2, "a positive length in [0, 1] pixel units"),
-        "random_start": (type(s.random_start) is bool, "True or False"),
-        "restarts": whole(s.restarts),
-        "n_test": whole(s.n_test),
-        "seed": (type(s.seed) is int, "a whole number"),
+        "setting": (spec.setting in list(SETTINGS), f"one of {', '.join(SETTINGS)}"),
+        "loss": (spec.loss in list(LOSSES), f"one of {', '.join(LOSSES)}"),
+        "eps": (in_order, "increasing radii in [0, 1] (8/255, not 8)"),
+        "steps": (whole(spec.steps, 1), "a whole number, at least 1"),
+        "step_size": (is_length, "a positive length in [0, 1] pixel units"),
+        "random_start": (isinstance(spec.random_start, bool), "True or False"),
+        "restarts": (whole(spec.restarts, 1), "a whole number, at least 1"),
+        "n_test": (whole(spec.n_test, 1), "a whole number of images, at least 1"),
+        "seed": (type(spec.seed) is int, "a whole number"),
     }
 
 # %% ../nbs/evaluation.ipynb #917d88b9
@@ -72,7 +71,7 @@ def outcomes_at(
     batch_size: int = 250,  # images at a time
     on_batch: Callable = lambda n: None,  # called with the number of images done
 ) -> dict[str, np.ndarray]:  # 'last' and 'worst': (N,) bool, classified correctly in that accounting
-    "Which images survive the attack at one radius. Raises ValueError for wrong input."
+    "Which images survive the attack at one radius. Raises ValueError for logits that are not finite."
     last, worst = [], []
     for i in range(0, len(y), batch_size):
         xb, yb, index = x[i : i + batch_size], y[i : i + batch_size], torch.arange(i, min(i + batch_size, len(y)))
@@ -103,13 +102,9 @@ def series(
             ok = np.logical_and.accumulate(ok, axis=0)
         n, correct = ok.shape[1], [int(k) for k in ok.sum(1)]
         low, high = zip(*(wilson(k, n) for k in correct))
-        result.append(
-            {
-                **labels, "accounting": accounting, "eps": list(eps), "n": n, "correct": correct,
-                "accuracy": [k / n for k in correct], "low": list(low), "high": list(high),
-                "outcomes": [records.pack(o) for o in ok],
-            }
-        )
+        counts = {"eps": list(eps), "n": n, "correct": correct, "accuracy": [k / n for k in correct]}
+        kept = {"low": list(low), "high": list(high), "outcomes": [records.pack(o) for o in ok]}
+        result.append({**labels, "accounting": accounting, **counts, **kept})
     return result
 
 # %% ../nbs/evaluation.ipynb #8db92b30
@@ -119,40 +114,52 @@ def accuracy_vs_eps(
     y: Tensor,  # (N,) labels
     eps: tuple = (0.0, 0.1, 0.2, 0.3),  # l∞ radii in [0, 1], increasing
     losses: tuple = ("ce", "cw"),  # of 'ce', 'cw', 'dlr'
-    settings: tuple = SETTINGS,  # of 'pgd', 'bpda', 'bpda_ste'
+    settings: tuple | None = None,  # of 'pgd', 'bpda', 'bpda_ste'; None: all behind a layer, 'pgd' without one
     batch_size: int = 250,  # images at a time
     progress: bool = False,  # show a bar
     **attack,  # steps, step_size, random_start, restarts, seed of `AttackSpec`
 ) -> list[dict]:  # series: setting, loss, accounting, eps, n, correct, accuracy, low, high, outcomes
-    "Accuracy against ε under PGD, in eval mode; without a layer only 'pgd' is run. Raises ValueError for wrong input."
-    settings, losses = ((names,) if isinstance(names, str) else tuple(names) for names in (settings, losses))
-    asked = [AttackSpec(s, loss, eps, **attack) for s in settings for loss in losses]
-    if not asked:
-        raise ValueError(f"settings={settings}, losses={losses}: nothing to attack with")
-    x, y, _ = check_inputs(model, x, y, asked[0].eps[-1], batch_size=(batch_size, 1))
-    pairs, result = [(s, loss) for s in settings_of(model, settings, x) for loss in losses], []
-    specs = [AttackSpec(s, loss, eps, n_test=len(y), **attack) for s, loss in pairs]
-    with tqdm(total=len(specs) * len(specs[0].eps) * len(y), unit="img", disable=not progress) as bar:
+    "Accuracy against ε under PGD, in eval mode. Raises ValueError for wrong input and settings that cannot be run."
+    eps, losses = AttackSpec(eps=eps).eps, (losses,) if isinstance(losses, str) else tuple(losses)
+    if not losses:
+        raise ValueError(f"losses={losses}: nothing to attack with; choose from {', '.join(LOSSES)}")
+    x, y, _ = check_inputs(model, x, y, max(eps), batch_size=(batch_size, 1))
+    pairs = [(s, loss) for s in _settings_for(model, x, settings) for loss in losses]
+    specs, result = [AttackSpec(s, loss, eps, n_test=len(y), **attack) for s, loss in pairs], []
+    with tqdm(total=len(specs) * len(eps) * len(y), unit="img", disable=not progress) as bar:
         for spec in specs:
             cells = [outcomes_at(model, x, y, e, spec, batch_size, bar.update) for e in spec.eps]
             result += series(spec.eps, cells, setting=spec.setting, loss=spec.loss)
     return result
 
+
+def _settings_for(model, x, settings):
+    "The settings asked for, or all that differ for this network. Raises ValueError for one that cannot be run."
+    asked = (settings,) if isinstance(settings, str) else tuple(settings or ())
+    if asked == ("pgd",):
+        return asked
+    try:
+        layered = taken_apart(model, x)[1] is not None
+    except ValueError as e:
+        raise ValueError(str(e).replace("setting='pgd'", "settings=('pgd',)")) from None
+    if not layered and {"bpda", "bpda_ste"} & set(asked):
+        raise ValueError(f"settings={asked}: without a quantization layer BPDA is PGD; use settings=('pgd',)")
+    return asked or (SETTINGS if layered else ("pgd",))
+
 # %% ../nbs/evaluation.ipynb #b1606111
 def settings_of(
-    model,  # a network, or a TrainSpec
+    spec,  # `TrainSpec`
     settings: tuple = SETTINGS,  # the settings asked for
-    x: Tensor | None = None,  # images on which the network's parts are held against the whole, see `taken_apart`
-) -> tuple:  # those that differ from each other for this model
-    """Without a layer, BPDA is PGD (§5 of the paper).
-    Raises ValueError where there may be a layer that cannot be reached."""
-    if tuple(settings) == ("pgd",):
-        return ("pgd",)
-    layered = model.K is not None if isinstance(model, TrainSpec) else taken_apart(model, x)[1] is not None
-    return tuple(settings) if layered else ("pgd",)
+) -> tuple:  # those that differ from each other for its network
+    "Without a layer, BPDA is PGD (§5 of the paper)."
+    return tuple(settings) if spec.K is not None else ("pgd",)
 
 # %% ../nbs/evaluation.ipynb #d4a60225
-def eval_key(spec: AttackSpec, key: dict, data) -> dict:
+def eval_key(
+    spec: AttackSpec,  # the attack
+    key: dict,  # what names the network: `train_key(…)`
+    data,  # `Dataset` with the test images
+) -> dict:  # JSON values
     "What names an evaluation run: attack, network and the images used."
     return {"attack": records.spec_dict(spec), "model": key, "data": data.subset(spec.n_test).fingerprint}
 
@@ -167,7 +174,7 @@ def evaluate(
     batch_size: int | None = None,  # images at a time; default 100 on the CPU (what fits its caches), 2,000 on a GPU
     on_batch: Callable = lambda n: None,  # called with the number of images done
 ) -> dict:  # record with two series
-    "One curve of a trained network, kept under runs/."
+    "One curve of a trained network, kept under runs/. Raises ValueError when there are too few images."
     if spec.n_test > len(data.y):
         has = f"{data.title} has only {len(data.y)} {data.split} images"
         raise ValueError(f"n_test={spec.n_test}, but {has}; choose n_test up to that")

@@ -34,7 +34,8 @@ class MnistCNN(nn.Module):
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(1, 32, 5, padding=2), nn.Conv2d(32, 64, 5, padding=2)
         self.fc1, self.fc2 = nn.Linear(7 * 7 * 64, 1024), nn.Linear(1024, 10)
-        for layer in self.children() if initial == "madrylab" else ():
+        layers = (self.conv1, self.conv2, self.fc1, self.fc2)
+        for layer in layers if initial == "madrylab" else ():
             nn.init.trunc_normal_(layer.weight, std=0.1, a=-0.2, b=0.2)
             nn.init.constant_(layer.bias, 0.1)
 
@@ -173,11 +174,11 @@ def build(
 ) -> nn.Module:  # F, or SoftQuantNet(F, S); on the CPU, in training mode, channels_last
     """A fresh network with seeded weights. Leaves the global random state as it was.
     Raises ValueError for wrong arguments."""
-    if network not in NETWORKS:
+    if not isinstance(network, str) or network not in NETWORKS:
         raise ValueError(f"network is {network!r}; there is {', '.join(map(repr, NETWORKS))}")
     if (K is None) != (alpha is None):
         raise ValueError(f"K is {K} and alpha is {alpha}; give both for a quantization layer, or neither for none")
-    S = None if K is None else SoftQuantize(K=K, alpha=alpha, shift=shift)
+    S = None if K is None or alpha is None else SoftQuantize(K=K, alpha=alpha, shift=shift)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         F = NETWORKS[network]()

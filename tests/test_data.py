@@ -509,20 +509,37 @@ def test_bad_sets(case):
     assert str(e.value) == says
 
 
-def test_two_processes_decode_once(copy, tmp_path):
+def test_two_processes_decode_once(copy):
     "Both want the same folder at once: one decodes, the other waits for it and reads what it has made."
     code = (
         "import sys, time; from nsq_repro import data; read = data._read_image\n"
-        "def slow(path): print('decoded', flush=True); time.sleep(.05); return read(path)\n"
-        "data._read_image = slow; print(data.load('cifar10', 'train', sys.argv[1]).fingerprint)"
+        "def slow(path): print('decoded', flush=True); time.sleep(.1); return read(path)\n"
+        "data._read_image = slow; print('ready', flush=True); input()\n"
+        "print(data.load('cifar10', 'train', sys.argv[1]).fingerprint)"
     )
-    run = lambda: subprocess.Popen([sys.executable, "-c", code, str(copy[0])], stdout=subprocess.PIPE, text=True)
-    first = run()
+    start = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    first, second = (subprocess.Popen([sys.executable, "-c", code, str(copy[0])], **start) for _ in range(2))
+    assert [p.stdout.readline() for p in (first, second)] == ["ready\n"] * 2
+    first.stdin.write("\n"), first.stdin.flush()
     assert first.stdout.readline() == "decoded\n"
-    second = run()
-    said = [p.communicate(timeout=120)[0].splitlines() for p in (first, second)]
-    assert [lines.count("decoded") for lines in said] == [19, 0] and said[0][-1] == said[1][-1]
-    assert not list(copy[0].glob("**/*.part"))
+    said = [p.communicate(text, timeout=120)[0].splitlines() for p, text in ((second, "\n"), (first, ""))]
+    assert [lines.count("decoded") for lines in said] == [0, 19] and said[0][-1] == said[1][-1]
+    assert any("another process; waiting" in line for line in said[0]) and not list(copy[0].glob("**/*.part"))
+
+
+@pytest.mark.parametrize("utf8", "01")
+def test_any_locale(copy, tmp_path, utf8):
+    "Names that the locale cannot say; what was decoded under one is read under another."
+    root = copy[0].rename(tmp_path / "Größe")
+    for i, file in enumerate(sorted(root.glob("cifar10/test/*/*.png"))):
+        file.rename(file.with_name(f"ä{i}.png"))
+    code = "import sys; from nsq_repro import data; print(data.load('cifar10', root=sys.argv[1]).fingerprint)"
+    env = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": utf8}
+    here = data.load("cifar10", root=root).fingerprint
+    made = (root / "cifar10" / "decoded-test.safetensors").stat().st_mtime_ns
+    done = subprocess.run([sys.executable, "-c", code, str(root)], env=env, capture_output=True, check=True)
+    assert done.stdout.decode("ascii").strip() == here
+    assert (root / "cifar10" / "decoded-test.safetensors").stat().st_mtime_ns == made
 
 
 def test_a_user_without_a_home(copy, monkeypatch):

@@ -65,6 +65,7 @@ def test_random_state_after_a_failure(monkeypatch):
     [
         (dict(network="MNIST"), "'mnist_cnn'"),
         (dict(network=None), "'mnist_cnn'"),
+        (dict(network=["mnist_cnn"]), "'mnist_cnn'"),
         (dict(network="mnist_cnn", K=1), "both"),
         (dict(network="mnist_cnn", alpha=10.0), "both"),
         (dict(network="mnist_cnn", K=0, alpha=10.0), "K"),
