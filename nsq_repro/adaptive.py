@@ -58,11 +58,6 @@ class Parameters(experiments.Parameters):
     parts: tuple[str, ...] | None = parameter(None, "beside the box attack", PARTS)
     workers: int = parameter(1, "attacks and proofs side by side, on a CPU", least=1)
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.compute:
-            raise ValueError("compute=False is not possible here; `nsq-repro verify` draws what is there")
-
 # %% ../nbs/adaptive.ipynb #e7645e44
 def box_attack(
     steps: int,  # of each search

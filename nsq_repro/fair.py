@@ -29,6 +29,7 @@ MODELS = ("nsq", "pgd", "fgsm_rs")
 @dataclass(frozen=True)
 class Parameters(experiments.Parameters):
     "Parameters of this notebook."
+    compute: bool = parameter(True, "false: compute nothing, draw what is there")
     seeds: int | None = parameter(None, "trainings of each model at each budget", least=1)
     budgets: tuple[float, ...] | None = parameter(None, "minutes of device time for a training", above=0)
     models: tuple[str, ...] | None = parameter(None, "which models", MODELS)

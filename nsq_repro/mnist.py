@@ -6,22 +6,12 @@
 __all__ = ['ALL', 'COMMON', 'RADII', 'PRESETS', 'experiment', 'Parameters', 'protocol', 'run', 'items']
 
 # %% ../nbs/mnist.ipynb #c87a27e5
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from . import experiments
 from .attacks import SETTINGS
-from nsq_repro.experiments import (
-    AttackParameters,
-    Experiment,
-    Finished,
-    datasets,
-    decide,
-    parameter,
-    read,
-    run_protocol,
-)
+from .experiments import AttackParameters, Experiment, Finished, decide, parameter, read, train_and_attack
 from .networks import NETWORKS
-from .training import training_cost
 
 # %% ../nbs/mnist.ipynb #724f968d
 ALL = ("natural", "pgd", "sq", "nsq", "fgsm_rs")
@@ -93,15 +83,9 @@ def run(
 ) -> Finished:
     "All of this experiment that costs time. Raises ValueError or FileNotFoundError before any work."
     q, p = read(Parameters, parameters), protocol(**parameters)
-    fit, test = datasets(p, q.data_root, q.download)
-    nets, trained, evaluated = run_protocol(p, fit, test, q.refresh, compute=q.compute)
-    compared = [s for s in p.train if s.model in ("natural", "nsq", "pgd", "fgsm_rs")]
-    if any(s.model == "nsq" for s in compared):
-        compared += protocol(**{**parameters, "models": "stability"}).train
-    how = dict(rounds=3, iterations=1) if p.scale == "smoke" else dict(rounds=7, iterations=5)
-    madry = dict(steps=40, step_size=0.01)
-    timed = [replace(s, precision="fp32", **(madry if s.model == "pgd" else {})) for s in compared]
-    return Finished(p, nets, trained, evaluated, training_cost(timed, fit, p.device, q.refresh, **how))
+    noisy = any(t.model == "nsq" for t in p.train)  # stability training is timed beside NSQ: the paper's Remark 2
+    beside = protocol(**{**parameters, "models": "stability"}).train if noisy else ()
+    return train_and_attack(q, p, dict(steps=40, step_size=0.01), 5, beside)
 
 # %% ../nbs/mnist.ipynb #d35735dc
 def items():

@@ -11,9 +11,19 @@ from dataclasses import dataclass, replace
 
 from . import cifar, experiments, records
 from .attacks import SETTINGS
-from .cifar import ALPHAS, NAMES
+from .cifar import ALPHAS, NETWORK, full_name
 from .evaluation import eval_key
-from .experiments import Experiment, Protocol, datasets, decide, parameter, progress_rows, read, run_protocol
+from nsq_repro.experiments import (
+    Experiment,
+    Protocol,
+    TrainingParameters,
+    datasets,
+    decide,
+    parameter,
+    progress_rows,
+    read,
+    run_protocol,
+)
 from .training import train_key
 
 # %% ../nbs/parameter_study.ipynb #d7ebad9e
@@ -28,25 +38,16 @@ PRESETS = {
 
 # %% ../nbs/parameter_study.ipynb #9a6ad561
 @dataclass(frozen=True)
-class Parameters(experiments.Parameters):
-    "Parameters of this notebook."
-    K: int | None = parameter(None, "compute only the cells with so many levels", least=1)
-    alpha: float | None = parameter(None, "compute only the cells of this sharpness", above=0)
+class Parameters(TrainingParameters):
+    "Parameters of this notebook; K and alpha choose among the cells of the grid."
+    network: str | None = NETWORK
     Ks: tuple[int, ...] | None = parameter(None, "levels of the grid", least=1)
     alphas: tuple[float, ...] | None = parameter(None, "sharpnesses of the grid", above=0)
     setting: str = parameter("bpda", "how NSQ is attacked", SETTINGS)
-    noise: float | None = parameter(None, "radius of the training noise, in [0, 1] pixel units", least=0, most=1)
-    eps: tuple[float, ...] | None = parameter(None, "l∞ radii of the attack in [0, 1], increasing", least=0, most=1)
-    steps: int | None = parameter(None, "steps of PGD", least=1)
-    step_size: float | None = parameter(None, "length of a step, in [0, 1] pixel units", above=0, most=2)
-    n_test: int | None = parameter(None, "attack the first n_test test images", least=1)
-    network: str | None = parameter(None, "the basic network F; auto: the scale's", ("auto", *NAMES, *NAMES.values()))
-    iterations: int | None = parameter(None, "optimizer steps of every cell", least=1)
 
     def __post_init__(self):
         super().__post_init__()
-        full = None if self.network == "auto" else NAMES.get(self.network, self.network)
-        object.__setattr__(self, "network", full)
+        object.__setattr__(self, "network", full_name(self.network))
 
 # %% ../nbs/parameter_study.ipynb #4d73fb57
 def grid(

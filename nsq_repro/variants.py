@@ -104,6 +104,7 @@ PRESETS["smoke"] |= dict(variants=("nsq", "box", "fgsm", "threshold"), radii=(0.
 @dataclass(frozen=True)
 class Parameters(experiments.Parameters):
     "Parameters of this notebook."
+    compute: bool = parameter(True, "false: compute nothing, draw what is there")
     variants: tuple[str, ...] | None = parameter(None, "which variants; nsq is always among them", tuple(LABELS))
     n_test: int | None = parameter(None, "attack the first n_test test images", least=1)
 
