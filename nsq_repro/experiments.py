@@ -347,8 +347,8 @@ def run_protocol(
     jobs = [(t.model, a) for t in protocol.train for a in protocol.attacks if a.setting in settings_of(t)]
     if not compute:
         jobs = [(m, a) for m, a in jobs if records.run_file(eval_key(a, keys[m], test_data), "eval").exists()]
-    how = dict(unit="img", unit_scale=True, desc="attack", disable=not progress, mininterval=1)
-    with tqdm(total=sum(len(a.eps) * a.n_test for _, a in jobs), **how) as bar:
+    total = sum(len(a.eps) * a.n_test for _, a in jobs)
+    with tqdm(total=total, desc="attack", unit="img", unit_scale=True, mininterval=1, disable=not progress) as bar:
         for m, a in jobs:
             bar.set_postfix_str(f"{m} {a.setting} {a.loss}")
             evaluated.append(evaluate(nets[m], keys[m], test_data, a, device, refresh, on_batch=bar.update))

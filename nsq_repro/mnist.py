@@ -68,7 +68,7 @@ PRESETS = {
 @dataclass(frozen=True)
 class Parameters(AttackParameters):
     "Parameters of this notebook."
-    network: str | None = parameter(None, "the basic network F", [n for n in NETWORKS if n.startswith("mnist")])
+    network: str | None = parameter(None, "the basic network F", tuple(n for n in NETWORKS if n.startswith("mnist")))
 
 # %% ../nbs/mnist.ipynb #2732aaa5
 def protocol(
