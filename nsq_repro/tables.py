@@ -8,7 +8,7 @@ __all__ = ['RESPONSES', 'RESPONSE_LABELS', 'EFFECT_LABELS', 'DIRECTION_LABELS', 
            'first_images', 'bracket_rows', 'bracket_table', 'free_table', 'suite_table', 'arithmetic_rows',
            'arithmetic_table', 'sanity_table', 'hard_table', 'time_sentence', 'pixel_rows', 'pixel_table',
            'slope_table', 'gradient_rows', 'gradient_table', 'variants_rows', 'variants_table', 'variants_sentence',
-           'thresholds_sentence', 'fair_rows', 'fair_table', 'fair_differences', 'fair_sentence']
+           'thresholds_sentence', 'fair_rows', 'fair_table', 'fair_differences', 'grid_ends', 'fair_sentence']
 
 # %% ../nbs/tables.ipynb #73d5081a
 import math
@@ -482,36 +482,17 @@ def hard_table(
 def time_sentence(
     record: dict,  # that of `fig_time`
 ) -> str:  # one sentence
-    "NSQ beside the trainings with an adversary, at the largest ε, on the same images."
+    "What NSQ and the trainings with an adversary keep at the largest ε, and their times; the recipes are not alike."
     e = max(r["eps"] for r in record["points"])
-    rows = sorted((r for r in record["points"] if r["eps"] == e), key=lambda r: (r["suite"], r["iterations"]))
-    whole = {r["model"]: r for r in rows}  # those under every attack come last
-    nsq, bits = whole["nsq"], lambda r: records.unpack(r["outcomes"], r["n"])
+    rows = [r for r in record["points"] if r["eps"] == e and r["model"] in ("nsq", "pgd", "fgsm_rs")]
+    last = {r["model"]: r for r in sorted(rows, key=lambda r: (r["suite"], r["iterations"]))}
     say = lambda r: (
         f"{LABELS[r['model']]} keeps {100 * r['accuracy']:.1f} % ({100 * r['low']:.1f}–{100 * r['high']:.1f}) after "
-        f"{r['seconds']:,.0f} s of training ({r['iterations']:,} "
-        f"iterations{'' if r['suite'] else '; box attack only'})"
+        f"{r['seconds']:,.0f} s of training ({r['iterations']:,} iterations{'' if r['suite'] else '; box attack only'})"
     )
-    where = (
-        f"on {nsq['n']:,} images of {record['data']['title']} at ε = {eps_text(e, record['eps_unit'])}, under every "
-        "attack together"
-    )
-    rivals = [r for r in rows if r["model"] in ("pgd", "fgsm_rs") and r["seconds"] <= nsq["seconds"]]
-    end = f" ({record['provenance']['device']}, scale {record['scale']})."
-    if not rivals:
-        return f"{where[0].upper()}{where[1:]}, {say(nsq)}, and no training with an adversary took as little time{end}"
-    best = max(rivals, key=lambda r: r["accuracy"])
-    d = paired_difference(bits(best), bits(nsq))
-    verdict = "Yes" if d["low"] > 0 else "No" if d["high"] < 0 else "Not decided"
-    why = ""
-    if best["suite"] != nsq["suite"]:  # one of them met fewer attacks: the difference is not one of robustness alone
-        verdict, why = "Not decided here", ", but they did not meet the same attacks"
-    points = lambda v: f"{100 * v:+.1f}"
-    difference = f"{points(d['value'])} points (95 % interval {points(d['low'])} to {points(d['high'])})"
-    return (
-        f"Is training with an adversary worth its time? {verdict}: {where}, {say(nsq)}, {say(best)}, which needs no "
-        f"more time, a difference of {difference}{why}{end}"
-    )
+    where = f"On {rows[0]['n']:,} images of {record['data']['title']} at ε = {eps_text(e, record['eps_unit'])}"
+    said = "; ".join(say(last[m]) for m in in_order(last))
+    return f"{where}, {said} ({record['provenance']['device']}, scale {record['scale']})."
 
 # %% ../nbs/tables.ipynb #b098bce8
 def pixel_rows(
@@ -763,7 +744,7 @@ def fair_rows(
         kept = [share(c["left"][eps], c) for c in own]
         lr, schedule = record["choice"][model]["recipe"]
         what = {"budget": budget, "model": model, "recipe": f"{lr:g}, {schedule}", "seeds": len(own)}
-        times = {k: mean(own, lambda c, k=k: c[k]) for k in ("seconds", "cpu_seconds")}
+        times = {k: mean(own, lambda c, k=k: c["training"][k]) for k in ("seconds", "cpu_seconds")}
         ends = {"kept": round(float(np.mean(kept)), 2), "least": round(min(kept), 2), "most": round(max(kept), 2)}
         clean = mean(own, lambda c: share(c["clean"], c))
         rows.append({**what, "iterations": own[0]["spec"]["iterations"], **times, "clean": clean, **ends})
@@ -786,26 +767,42 @@ def fair_table(
     ]
     columns = {"budget": "minutes", "model": "model", "recipe": "rate, schedule", "iterations": "iterations"}
     columns |= {"taken": "processor s (clock)", "clean": "clean, %", "kept": "left at ε, %", "seeds": "seeds"}
-    eps, losses = record["attack"]["eps"][-1], len(record["attack"]["losses"])
+    eps, losses = record["attack"]["eps"][-1], len(record["attack"]["box"])
     below = f"Left by the box attack with {losses} losses at ε = {eps:g}: mean, least and most of the seeds."
+    over = [c["training"]["cpu_seconds"] / (60 * c["budget"]) for c in record["cells"]]
+    below += " The iterations are those that a budget buys on a machine with nothing else to do; here they took "
+    below += f"{min(over):.2f} to {max(over):.2f} times the budget in processor seconds."
     return f"{table_markdown(rows, columns)}\n\n{below} {caption(record)}\n\n{fair_sentence(record)}"
 
 # %% ../nbs/tables.ipynb #2c9d62af
 def fair_differences(
     record: dict,  # of `fair.fair_record`
 ) -> list[dict]:  # budget, rival, value, low, high, seeds: its accuracy less that of NSQ, fractions
-    "The better adversarial training against NSQ, at each budget that is complete."
-    eps, bits, found = f"{record['attack']['eps'][-1]:g}", {}, []
+    "The adversarial training that kept more held-out images, against NSQ, at each budget that is complete."
+    eps, bits = f"{record['attack']['eps'][-1]:g}", {}
+    outcomes = lambda c: records.unpack(c["left"][eps], c["n"])
+    held = {m: max(outcomes(r).sum() for r in c["tried"]) for m, c in record["choice"].items() if m != "nsq"}
+    if not held or "nsq" not in record["choice"]:
+        return []
+    rival, missing = max(held, key=held.__getitem__), {b for b, *_ in record["missing"]}
     for c in record["cells"]:
-        bits.setdefault((c["budget"], c["model"]), []).append(records.unpack(c["left"][eps], c["n"]))
-    missing = {b for b, *_ in record["missing"]}
+        bits.setdefault((c["budget"], c["model"]), []).append(outcomes(c))
+    found = []
     for budget in sorted({b for b, _ in bits} - missing):
-        own = {m: np.stack(v) for (b, m), v in bits.items() if b == budget}
-        rivals = [m for m in own if m != "nsq"]
-        if "nsq" in own and rivals:
-            best = max(rivals, key=lambda m: own[m].mean())
-            d = seeds_difference(own[best], own["nsq"])
-            found.append({"budget": budget, "rival": best, **d, "seeds": len(own["nsq"])})
+        own = [np.stack(bits[budget, m]) for m in (rival, "nsq")]
+        found.append({"budget": budget, "rival": rival, **seeds_difference(*own), "seeds": len(own[1])})
+    return found
+
+# %% ../nbs/tables.ipynb #53d55715
+def grid_ends(
+    record: dict,  # of `fair.fair_record`
+) -> list[str]:  # models whose recipe has the lowest or the highest rate of the grid
+    "Recipes that might be better beyond the grid."
+    found = []
+    for m, c in record["choice"].items():
+        rates = {r["spec"]["lr"] for r in c["tried"]}
+        if len(rates) > 1 and c["recipe"][0] in (min(rates), max(rates)):
+            found.append(m)
     return found
 
 # %% ../nbs/tables.ipynb #385f65b1
@@ -828,10 +825,12 @@ def fair_sentence(
     )
     a, device = record["attack"], record["cost"]["provenance"]["device"]
     where = f"{record['data']['title']}, {record['data']['n']:,} test images, ε = {a['eps'][-1]:g}"
-    how = f"box attack with {len(a['losses'])} losses on all models, one grid of recipes, {a['precision']} for all"
+    how = f"box attack with {len(a['box'])} losses on all models, one grid of recipes, {a['precision']} for all"
     seeds = f"{found[0]['seeds']} seeds each" if found[0]["seeds"] > 1 else "one seed each"
     left = sorted({b for b, *_ in record["missing"]})
     open_ = f" Budgets not complete yet: {', '.join(f'{b:g}' for b in left)} min." if left else ""
+    ends = ", ".join(LABELS[m] for m in grid_ends(record))
+    open_ += f" Chosen at the end of the grid, so perhaps not the best: {ends}." if ends else ""
     said = "; ".join(map(one, found))
     asked = f"Is training with an adversary worth its time? {verdict}"
     head = f"{asked}: compared with NSQ at equal time on one thread, {said}"
