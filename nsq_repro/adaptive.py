@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from . import experiments, records
+from .attacks import layer_of
 from .cells import ALONE, Workers, made_from, measurement, network_name
 from .exact import bracket, gradient_table, judged, sanity_record, zero_gradient_share
 from .experiments import Experiment, Protocol, datasets, parameter, read, run_protocol
@@ -280,7 +281,7 @@ def hard_limit(
 ) -> tuple[list[dict], list]:  # rows: model, eps, and the counts of `decide_hard`; (model, run) for each of them
     "Networks with a layer behind α = ∞, radius by radius; without bounds only enumeration is left, for small radii."
     limit, proof, asked, cells = plan.limit, plan.proof, [], []
-    for m in (m for m in nets if hasattr(nets[m], "quantize") and m in plan.closely):
+    for m in (m for m in nets if layer_of(nets[m]) and m in plan.closely):
         some = has_bounds(nets[m])
         data = test.subset(plan.n_hard if some else plan.n_test)
         x, y, hard = data.floats(device=p.device), data.y.to(p.device), with_alpha(nets[m], math.inf)
@@ -308,7 +309,7 @@ def arithmetic(
         content = {"model": keys[m], "data": data.fingerprint, "eps": e}
         cells.append(measurement("zeros", content, zero_gradient_share, nets[m], x, y, e))
         asked.append(("zero", {"model": m, "eps": e, "n": len(y)}))
-        if hasattr(nets[m], "quantize") and m in plan.closely:
+        if layer_of(nets[m]) and m in plan.closely:
             cells.append(measurement("gradients", content | how, gradient_table, nets[m], x, y, e, **how))
             asked.append(("gradients", {"model": m, "eps": e}))
     rows, found = {"zero": [], "gradients": []}, workers.run(cells, "arithmetic", refresh)
@@ -432,7 +433,7 @@ def run(
     nets, trained, evaluated = run_protocol(p, fit, test)
     keys = {t.model: train_key(t, fit.fingerprint) for t in p.train}
     out = {"p": p, "plan": plan, "test": test, "trained": trained}
-    layer = next((net.quantize for net in nets.values() if hasattr(net, "quantize")), None)
+    layer = next(filter(None, map(layer_of, nets.values())), None)
     x = test.subset(plan.n_test).floats(device=p.device)
     out["free"] = free_pixels(layer, x, plan.radii, plan.limit) if layer else []
     out["runs"] = {"training": [(r["spec"]["model"], r) for r in trained]}
@@ -468,7 +469,12 @@ def items():
     }
     drawn = {"bracket": plots_beyond.fig_bracket, "time": plots_beyond.fig_time}
     figures = [Item(f"{x}-{n}", draw=f) for x in ("mnist", "cifar") for n, f in drawn.items()]
-    return (*figures, *(Item(f"{x}-{n}", table=f) for x in ("mnist", "cifar") for n, f in made.items()))
+    words = {
+        "bracket": tables.bracket_sentence, "suite": tables.suite_sentence, "arithmetic": tables.arithmetic_sentence
+    }
+    both = ("mnist", "cifar")
+    said = [Item(f"{x}-{n}-words", words=f, of=f"{x}-{n}") for x in both for n, f in words.items()]
+    return (*figures, *(Item(f"{x}-{n}", table=f) for x in both for n, f in made.items()), *said)
 
 # %% ../nbs/adaptive.ipynb #44366ff8
 BRACKET = ("training", "curves", "box", "suite", "certificates")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'GOLDEN', 'WRAPPERS', 'SETTINGS', 'margin', 'ce', 'cw', 'dlr', 'seeded_uniform', 'frozen', 'as_found',
-           'trying_out', 'full_precision', 'StraightThrough', 'taken_apart', 'surrogate', 'image_range', 'check_number',
-           'finite', 'check_inputs', 'loss_gradient', 'fgsm', 'AttackResult', 'ball', 'uniform_start', 'Step',
-           'SignedSteps', 'loss_steps', 'end_of', 'check_starts', 'pgd']
+           'trying_out', 'full_precision', 'StraightThrough', 'taken_apart', 'layer_of', 'surrogate', 'image_range',
+           'check_number', 'finite', 'check_inputs', 'loss_gradient', 'fgsm', 'AttackResult', 'ball', 'uniform_start',
+           'Step', 'SignedSteps', 'loss_steps', 'end_of', 'check_starts', 'pgd']
 
 # %% ../nbs/attacks.ipynb #8ab2bb51
 import functools
@@ -281,6 +281,13 @@ def taken_apart(
             if S is not None and not _same_logits(model, F, S, x[:2]):
                 raise ValueError(f"{what} that computes something else than F(S(x)); {how}")
     return F, S
+
+# %% ../nbs/attacks.ipynb #7a10f6b7
+def layer_of(
+    model: Callable,  # a `SoftQuantNet`, wrapped or not, or any other network
+) -> Any:  # its quantization layer S, or None
+    "The layer before a network. Raises ValueError as `taken_apart`."
+    return taken_apart(model)[1]
 
 # %% ../nbs/attacks.ipynb #e7c89a72
 SETTINGS = ("pgd", "bpda", "bpda_ste")

@@ -26,6 +26,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import records
+from .attacks import layer_of
 from .networks import weights_digest
 
 # %% ../nbs/cells.ipynb #98bfad18
@@ -147,7 +148,8 @@ def network_name(
     key: dict,  # what names its training, see `train_key`
 ) -> dict:  # JSON values
     "What names a network in the content of a cell."
-    layer = {"alpha": str(model.quantize.alpha)} if hasattr(model, "quantize") else {}
+    S = layer_of(model)
+    layer = {"alpha": str(S.alpha)} if hasattr(S, "alpha") else {}
     return {"model": key, "weights": weights_digest(model.state_dict()), **layer}
 
 # %% ../nbs/cells.ipynb #5a0ca9d2

@@ -1102,7 +1102,12 @@ def save(
 ) -> list[Path]:  # the files
     "Write figures/<scale>/claims.md, .csv and .json."
     scales = [scale] if scale else [s for s in scales_for() if any(records.figure_dir(s).glob("*.json"))]
-    return [f for s in scales for f in records.save_table("claims", *claims_item(s), s)]
+    written = []
+    for s in scales:
+        text, rows, kept = claims_item(s)
+        kept = {**kept, "provenance": records.provenance("cpu")}
+        written += records.save_table("claims", text, rows, kept, s)
+    return written
 
 # %% ../nbs/claims.ipynb #01dcaea2
 def items():

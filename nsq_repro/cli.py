@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'HelpWithParameters', 'add_run', 'parser', 'executed_path', 'run_notebook', 'copy_outputs', 'run', 'age',
-           'figures', 'runs', 'table', 'list_', 'verify', 'main']
+           'figures', 'runs', 'table', 'list_', 'verify', 'readme', 'main']
 
 # %% ../nbs/cli.ipynb #6301ca5f
 import argparse
@@ -69,12 +69,13 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
     )
     p.add_argument("--version", action="version", version=f"nsq-repro {nsq_repro.__version__}")
-    sub = p.add_subparsers(dest="command", required=True, metavar="run|list|verify")
+    sub = p.add_subparsers(dest="command", required=True, metavar="run|list|verify|readme")
     add_run(sub)
     listing = sub.add_parser("list", help="what there is: figures by scale, and runs, finished or not")
     listing.add_argument("--json", action="store_true", help="as JSON")
     check = sub.add_parser("verify", help="make figures, tables and verdicts again and compare; status 1 on a mismatch")
     check.add_argument("--scale", choices=SCALES[1:], help="only this scale (default: cpu and paper, which are kept)")
+    sub.add_parser("readme", help="write the tables and sentences of README.md from the records")
     return p
 
 # %% ../nbs/cli.ipynb #75b4fa32
@@ -259,6 +260,17 @@ def _claim_row(row):
     values = {**row, "paper": f"p. {row['page']}: {row['says']}", "here": row["ours"]}
     return {k: textwrap.shorten(str(v), 60, placeholder=" …") for k, v in values.items()}
 
+# %% ../nbs/cli.ipynb #88cc85a1
+def readme(
+    args: argparse.Namespace,  # nothing
+) -> int:  # exit status
+    "The command `readme`."
+    from nsq_repro import results
+
+    found = results.check_readme(write=True)
+    print(*(f"{r['file']}: {r['said']}" for r in found) if found else ["no README.md here"], sep="\n")
+    return 0
+
 # %% ../nbs/cli.ipynb #910b90c1
 def main(
     argv: list[str] | None = None,  # arguments; None: those of the process
@@ -266,7 +278,7 @@ def main(
     "Entry point of `nsq-repro`."
     args = parser().parse_args(argv)
     try:
-        return {"run": run, "list": list_, "verify": verify}[args.command](args) or 0
+        return {"run": run, "list": list_, "verify": verify, "readme": readme}[args.command](args) or 0
     except (ValueError, FileNotFoundError, OSError) as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
         return 1

@@ -246,5 +246,6 @@ def items():
     made = lambda r: (tables.fair_table(r), tables.fair_rows(r))
     return (
         Item("mnist-fair", draw=plots_beyond.fig_fair, cell="fair.ipynb#fig-fair"),
+        Item("fair-words", words=tables.fair_sentence, of="mnist-fair"),
         Item("mnist-fair-budgets", table=made, of="mnist-fair", cell="fair.ipynb#fig-fair"),
     )

@@ -108,6 +108,7 @@ def items():
         Item("fig8", draw=plots.quantized_images, cell="mnist.ipynb#fig-mnist-quantized"),
         Item("mnist-accuracy", table=last, of="fig3", cell="mnist.ipynb#printed-beside-measured"),
         Item("mnist-accuracy-worst", table=worst, of="fig3", cell="mnist.ipynb#printed-beside-measured"),
+        Item("mnist-words", words=lambda r: tables.accuracy_sentences(r, printed(r)), of="fig3"),
         Item("mnist-cost", table=cost, cell="mnist.ipynb#what-training-costs"),
         Item("mnist-pixels", table=pixels, cell="data.ipynb#eq-data-pixels"),
         Item("mnist-slopes", table=tables.slope_table, cell="quantization.ipynb#eq-gradient-integral"),

@@ -20,9 +20,11 @@ from nsq_repro.attacks import (
     SignedSteps,
     ball,
     frozen,
+    layer_of,
     loss_steps,
     seeded_uniform,
     surrogate,
+    taken_apart,
     uniform_start,
 )
 from .training import chain_rule, input_gradient_l1
@@ -103,11 +105,11 @@ def pgd_path(
 # %% ../nbs/objective.ipynb #235a00cc
 def _slope_seen(model, x):
     "S'(x) by automatic differentiation, exactly zero where it underflows; 1 without a layer."
-    if not hasattr(model, "quantize"):
+    if (S := layer_of(model)) is None:
         return torch.ones_like(x)
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        return torch.autograd.grad(model.quantize(x).sum(), x)[0]
+        return torch.autograd.grad(S(x).sum(), x)[0]
 
 # %% ../nbs/objective.ipynb #67464904
 class Increments(NamedTuple):
@@ -245,7 +247,8 @@ def layer_bounds(
     dict
 ):  # layer → (largest column sum, (N,) ‖gradient at its input‖∞, (N,) ‖gradient at its output‖∞), from the input on
     "The two sides of @eq-layer-bound, layer by layer, for the cross-entropy of F behind the layer S."
-    F, z = (model.features, model.quantize(x)) if hasattr(model, "quantize") else (model, x)
+    F, S = taken_apart(model)
+    z = S(x) if S else x
     seen, z = {}, z.detach().requires_grad_()
     hooks = [
         m.register_forward_hook(lambda m, i, o, name=name: seen.update({name: (m, i[0], o)}))
@@ -400,7 +403,7 @@ def gradient_record(
     used = data.subset(min(n, len(data)))
     device = next(next(iter(nets.values())).parameters()).device
     x, y = random_start(used.floats().double(), radius, seed).to(device), used.y.to(device)
-    layered = in_float64({m: net for m, net in nets.items() if hasattr(net, "quantize")})
+    layered = in_float64({m: net for m, net in nets.items() if layer_of(net)})
     largest = {m: chain_rule(net, x, y)[1].flatten(1).abs().amax(1).cpu() for m, net in layered.items()}
     return {
         "data": used.describe(), "radius": radius, "seed": seed,

@@ -141,12 +141,14 @@ def items():
 
     levels = lambda r: plots.fig_levels(r, printed_numbers(r))
     grid = lambda r: plots_beyond.fig_effects(r, tables.effects_rows(r))
+    words = lambda r: tables.effects_sentence(r, tables.effects_rows(r))
     effects = lambda r: (tables.effects_table(r, rows := tables.effects_rows(r)), rows)
     cell = "parameter_study.ipynb#fig-"
     return (
         Item("fig5", draw=levels, cell=f"{cell}levels-soft"), Item("fig6", draw=levels, cell=f"{cell}levels-sharp"),
         Item("fig7", draw=levels, cell=f"{cell}levels-sharpest"),
         Item("parameter-study", draw=grid, cell=f"{cell}parameter-effects"),
+        Item("parameter-words", words=words, of="parameter-study"),
         Item("parameter-effects", table=effects, of="parameter-study"),
     )
 

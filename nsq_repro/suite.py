@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import records
-from .attacks import pgd, taken_apart
+from .attacks import layer_of, pgd, taken_apart
 from .cells import ALONE, Cell, Ledger, about_images, image_names, network_name, origin, question_of
 from .certificates import certify
 from .exact import STANDARD, flip_search, judged, standard_attack, zbox
@@ -119,9 +119,8 @@ def fast_copy(
     model,  # a network in eval mode
 ):  # the same, with everything behind the layer in bfloat16
     "A network to search on; the layer itself stays in full precision."
-    if hasattr(model, "quantize"):
-        return SoftQuantNet(InBfloat16(model.features), model.quantize).eval()
-    return InBfloat16(model).eval()
+    F, S = taken_apart(model)
+    return (SoftQuantNet(InBfloat16(F), S) if S else InBfloat16(F)).eval()
 
 # %% ../nbs/suite.ipynb #7ae5dece
 def adversarial_images(
@@ -146,7 +145,7 @@ def adversarial_images(
     if kind == "transfer":
         source, alpha = options.pop("source", None), options.pop("alpha", None)
         options["source"] = with_alpha(model, alpha) if alpha else nets[source]
-        options.setdefault("setting", "bpda_ste" if hasattr(options["source"], "quantize") else "pgd")
+        options.setdefault("setting", "bpda_ste" if layer_of(options["source"]) else "pgd")
     if kind == "hopskipjump":
         options["starts"] = others
     return standard_attack(kind, model, x, y, eps, seed=seed, **options).x
@@ -219,7 +218,7 @@ def attack_questions(
     precision: str = "fp32",  # of the search
 ) -> dict:  # (attack, radius) → `attack_question`; attacks that say nothing about this model are left out
     "All that a union asks about a model."
-    layered = hasattr(nets[name], "quantize")
+    layered = layer_of(nets[name]) is not None
     wanted = [a for a in attacks if a.applies(name, layered) and (a.source or name) in nets]
     networks = {m: network_name(nets[m], keys[m]) for m in {name, *(a.source for a in wanted if a.source)}}
     others = data.subset(min(OTHERS, len(data))).fingerprint
@@ -393,7 +392,7 @@ def certified(
     "Certify each image at each radius; what is proven or broken already stays so."
     if not has_bounds(model):
         return None
-    layered = hasattr(model, "quantize")
+    layered = layer_of(model) is not None
     boxes = boxes if layered else 0  # without a layer every pixel is free, and cutting one of them changes little
     search = _Ladder(model, key, data, options, refresh, dict(batch=25 if layered else 10), workers)
     candidates, given = np.ones(len(data), bool), {}

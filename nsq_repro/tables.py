@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['RESPONSES', 'RESPONSE_LABELS', 'EFFECT_LABELS', 'DIRECTION_LABELS', 'printed_value', 'accuracy_rows',
-           'accuracy_table', 'cost_rows', 'cost_table', 'effects_rows', 'compared', 'effects_sentence', 'effects_table',
-           'first_images', 'bracket_rows', 'bracket_table', 'free_table', 'suite_table', 'arithmetic_rows',
-           'arithmetic_table', 'sanity_table', 'hard_table', 'time_sentence', 'pixel_rows', 'pixel_table',
-           'slope_table', 'gradient_rows', 'gradient_table', 'variants_rows', 'variants_table', 'variants_sentence',
-           'thresholds_sentence', 'fair_rows', 'fair_table', 'fair_differences', 'grid_ends', 'fair_sentence']
+           'accuracy_table', 'lowest', 'against', 'accuracy_sentences', 'cost_rows', 'cost_table', 'training_table',
+           'effects_rows', 'compared', 'effects_sentence', 'effects_table', 'first_images', 'bracket_rows',
+           'bracket_table', 'bracket_sentence', 'free_table', 'suite_table', 'suite_sentence', 'arithmetic_rows',
+           'arithmetic_table', 'arithmetic_sentence', 'sanity_table', 'hard_table', 'time_sentence', 'pixel_rows',
+           'pixel_table', 'slope_table', 'gradient_rows', 'gradient_table', 'variants_rows', 'variants_table',
+           'variants_sentence', 'thresholds_sentence', 'fair_rows', 'fair_table', 'fair_differences', 'grid_ends',
+           'fair_sentence']
 
 # %% ../nbs/tables.ipynb #73d5081a
 import math
@@ -119,6 +121,82 @@ def accuracy_table(
     below = f"Accuracy in %, with 95 % Wilson intervals; {ACCOUNTING_LABELS[accounting]}. {caption(record)}"
     return f"{table_markdown(list(cells.values()), columns)}\n\n{below}"
 
+# %% ../nbs/tables.ipynb #3eff59a3
+def lowest(
+    record: dict,  # accuracy record
+    model: str,  # for example 'nsq'
+    settings: Sequence[str],  # of 'pgd', 'bpda', 'bpda_ste'
+    accounting: str = "worst",  # 'last' or 'worst'
+    eps: int = -1,  # which radius, by its place in the list
+) -> dict | None:  # right (n,) booleans; value, low, high (%); None where there is no such series
+    "The strongest of these attacks on a model, as one row of outcomes."
+    own = [s for s in record["series"] if s["model"] == model and s["accounting"] == accounting]
+    own = [s for s in own if s["setting"] in settings]
+    if not own:
+        return None
+    s = min(own, key=lambda s: s["accuracy"][eps])
+    ends = {name: 100 * s[k][eps] for name, k in (("value", "accuracy"), ("low", "low"), ("high", "high"))}
+    return {"right": records.unpack(s["outcomes"][eps], s["n"]), **ends}
+
+# %% ../nbs/tables.ipynb #689fa62e
+def against(
+    a: dict,  # from `lowest`
+    b: dict,  # another, on the same images
+) -> str:  # points with their interval, and what it says
+    "The first accuracy less the second, in words."
+    d = paired_difference(a["right"], b["right"])
+    value, low, high = (100 * d[k] for k in ("value", "low", "high"))
+    said = "more" if low > 0 else "less" if high < 0 else "undecided"
+    return f"{value:+.1f} points ({low:+.1f} to {high:+.1f}: {said})".replace("-", "−")
+
+# %% ../nbs/tables.ipynb #28e92114
+def _through(record, paper, at):
+    "What PGD through the layer leaves, and BPDA around it."
+    percent = lambda r: f"{r['value']:.1f} % ({r['low']:.1f}–{r['high']:.1f})"
+    said = {"pgd": [], "bpda": [], "bpda_ste": []}
+    for setting, parts in said.items():
+        for m in ("nsq", "sq", "natural") if setting == "pgd" else ("nsq", "sq"):
+            if row := lowest(record, m, (setting,), "last"):
+                s = next(s for s in record["series"] if (s["model"], s["setting"]) == (m, setting))
+                printed = printed_value(paper, s, s["eps"][-1])
+                beside = f" (the paper prints {printed['value']:.2f})" if printed else ""
+                parts.append(f"{percent(row)} of {LABELS[m]}{beside}")
+    lines = []
+    if said["pgd"]:
+        lines.append(f"* **Through the layer** PGD leaves, at {at}, {', '.join(said['pgd'])}.")
+    if said["bpda"]:
+        usual = f"; with the layer in its forward pass, {', '.join(said['bpda_ste'])}" if said["bpda_ste"] else ""
+        lines.append(f"* **Around the layer** the paper's BPDA leaves {', '.join(said['bpda'])}{usual}.")
+    return lines
+
+# %% ../nbs/tables.ipynb #bbe9fbbd
+def accuracy_sentences(
+    record: dict,  # accuracy record
+    paper: Sequence[dict] = (),  # entries of `records.paper(dataset=…)`
+    eps_unit: float = 1,  # 255: ε is written in grey levels
+) -> str:  # Markdown, a list
+    "What Figure 3 or 4 says, in words."
+    eps = max(max(s["eps"]) for s in record["series"])
+    at = f"ε = {round(eps * eps_unit, 4):g}/255" if eps_unit == 255 else f"ε = {eps:g}"
+    clean = {m: lowest(record, m, ("pgd",), "last", 0) for m in ("natural", "sq", "nsq")}
+    left = {m: lowest(record, m, SETTING_LABELS) for m in ("sq", "nsq", "pgd", "fgsm_rs")}
+    lines, name = [], records.LABELS
+    if all(clean.values()):
+        layer = "; ".join(f"{name[m]} {against(clean[m], clean['natural'])}" for m in ("sq", "nsq"))
+        lines.append(f"* **The layer's price** in clean accuracy, against the natural network: {layer}.")
+    lines += _through(record, paper, at)
+    ended = "Under the strongest attack on each, every iterate and smaller radius counted"
+    if left["sq"] and left["nsq"]:
+        said = against(left["nsq"], left["sq"])
+        lines.append(f"* **What the noise adds.** {ended}, NSQ keeps, against SQ at {at}, {said}.")
+    rivals = [m for m in ("pgd", "fgsm_rs") if left[m]]
+    if left["nsq"] and rivals:
+        said = "; ".join(f"{name[m]} {against(left[m], left['nsq'])}" for m in rivals)
+        lines.append(f"* **Training with an adversary.** In the same accounting, against NSQ: {said}.")
+    title, n = record["data"]["title"], record["series"][0]["n"]
+    ends = f"{n:,} test images of {title}, scale {record['scale']}; one training each, 95 % intervals over images."
+    return "\n".join([*lines, "", ends])
+
 # %% ../nbs/tables.ipynb #b9b823e7
 def cost_rows(
     cost: dict,  # record of `training_cost`: 'specs' and 'seconds_per_iteration', by model; one of the models is nsq
@@ -174,6 +252,22 @@ def cost_table(
     }[experiment]()
     below = f"{turns} turns each; the paper prints {said}. {caption(cost)}"
     return f"{table_markdown(cells, columns)}\n\n{below}"
+
+# %% ../nbs/tables.ipynb #3aefe45e
+def training_table(
+    record: dict,  # accuracy record, with the trainings of its models
+) -> str:  # Markdown
+    "Iterations, precision, seconds and device of each training."
+    rows = [
+        {
+            "model": LABELS.get(m, m), "network": r["spec"]["network"], "weights": f"{r['parameters']:,}",
+            "iterations": f"{r['spec']['iterations']:,} × {r['spec']['batch_size']}",
+            "precision": r["spec"]["precision"], "seconds": f"{r['seconds']:,.0f}",
+            "device": r["provenance"]["device"],
+        }
+        for m, r in ((m, record["training"][m]) for m in in_order(record["training"]))
+    ]
+    return table_markdown(rows, list(rows[0]))
 
 # %% ../nbs/tables.ipynb #151d9fbd
 RESPONSES = (("clean", "ce"), ("largest", "ce"), ("largest", "cw"), ("mean", "ce"), ("mean", "cw"))
@@ -348,6 +442,23 @@ def bracket_table(
         f"broken only; the intervals are in the csv file. {caption(record)}"
     )
 
+# %% ../nbs/tables.ipynb #0b728aa4
+def bracket_sentence(
+    record: dict,  # that of `fig_bracket`
+    close: float = 10,  # points between both sides that count as close
+) -> str:  # Markdown
+    "How far the proofs of NSQ reach, in words."
+    rows = [r for r in bracket_rows(record) if r["model"] == "nsq" and r["eps"] > 0 and r["n_certified"]]
+    if not rows:
+        return "Nothing was proven of NSQ."
+    near = [r["eps"] for r in rows if r["attacked_there"] - r["certified"] <= close]
+    size = lambda e: f"ε = {eps_text(e, record['eps_unit'])}"
+    up_to = f"up to {size(max(near))}" if near else "at no radius"
+    far = [r for r in rows if r["eps"] not in near]
+    last = "; ".join(f"{r['certified']:.1f}–{r['attacked_there']:.1f} % at {size(r['eps'])}" for r in far)
+    beyond = f" Beyond, what attacks leave is not known to be robust: {last}." if last else ""
+    return f"The proofs of NSQ come within {close:g} points of what attacks leave {up_to}.{beyond}"
+
 # %% ../nbs/tables.ipynb #92f21572
 def free_table(
     record: dict,  # 'free': rows of `adaptive.free_pixels`
@@ -390,6 +501,21 @@ def suite_table(
     return "\n\n".join(
         [*parts, f"Images broken, of those that all attacks above left and the attack was given. {caption(record)}"]
     )
+
+# %% ../nbs/tables.ipynb #48ade886
+def suite_sentence(
+    record: dict,  # 'attacks': rows with model, eps, attack, given, broken
+) -> str:  # Markdown
+    "How much the whole suite breaks beyond the box attack, at the largest radius."
+    eps, parts = max(r["eps"] for r in record["attacks"]), []
+    own = [r for r in record["attacks"] if r["eps"] == eps]
+    for m in in_order(r["model"] for r in own):
+        broken = {r["attack"]: r for r in own if r["model"] == m}
+        first = sum(broken[a]["broken"] for a in ("PGD and BPDA", "box attack") if a in broken)
+        total = broken["all"]
+        parts.append(f"{LABELS[m]} {first} and {total['broken']} of {total['given']}")
+    at = eps_text(eps, record["eps_unit"])
+    return f"Images broken at ε = {at} by PGD, BPDA and the box attack, and by all attacks: {'; '.join(parts)}."
 
 # %% ../nbs/tables.ipynb #6a3e26ec
 def arithmetic_rows(
@@ -443,6 +569,18 @@ def arithmetic_table(
             f"Gradient at the random start of PGD. {caption(record)}",
         ]
     )
+
+# %% ../nbs/tables.ipynb #c6efaba6
+def arithmetic_sentence(
+    record: dict,  # 'gradients': rows of `gradient_table`
+) -> str:  # Markdown
+    "What PGD leaves of NSQ with its gradient in float32 and in closed form, at the largest radius."
+    own = [r for r in record["gradients"] if r["model"] == "nsq"]
+    at = [r for r in own if r["eps"] == max(r["eps"] for r in own)]
+    left = "; ".join(f"{r['gradient']} {r['correct']}" for r in at)
+    where = f"{record['data']['title']}, ε = {eps_text(at[0]['eps'], record['eps_unit'])}"
+    met = f"Of {at[0]['n']} images that PGD through the layer met ({where})"
+    return f"{met}, it left, by how its gradient was computed: {left}."
 
 # %% ../nbs/tables.ipynb #f9877480
 def sanity_table(

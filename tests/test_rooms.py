@@ -136,3 +136,40 @@ def test_a_new_experiment_is_found_by_its_shape(tmp_path):
     table = tmp_path / "figures" / "cpu" / "toy-bright.md"
     table.write_text(table.read_text(encoding="utf-8").replace("| ", "| 1", 1), encoding="utf-8")
     assert "MISMATCH" in toy(tmp_path, "verify", "--scale", "cpu").stdout
+
+
+RUNS = {
+    "mnist": dict(models="nsq", n_test=4, steps=2, iterations=3),
+    "cifar": dict(models="nsq", n_test=4, steps=2, iterations=3),
+    "parameter_study": dict(Ks="2", alphas="255", n_test=4, steps=2, iterations=3),
+    "adaptive": dict(models="nsq", n_test=4, n_suite=2, parts="arithmetic"),
+    "variants": dict(variants="nsq,box", n_test=4),
+    "fair": dict(models="nsq", budgets="0.001", seeds=1, n_test=4),
+}
+BLOCKED_RUN = """
+import sys, time
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in NAMES:
+            raise ImportError(f"{name} is not for training and attacks")
+sys.meta_path.insert(0, Refuse())
+import importlib, nsq_repro
+from nsq_repro import mnist
+few = {m: {**how, "iterations": 6} for m, how in mnist.PRESETS["smoke"]["training"].items()}
+mnist.PRESETS["smoke"]["training"] = few
+for name, how in RUNS.items():
+    importlib.import_module(f"nsq_repro.{name}").run(scale="smoke", device="cpu", **how)
+    print("ran", name, round(time.perf_counter()), flush=True)
+assert not set(NAMES) & {m.split(".")[0] for m in sys.modules}
+"""
+
+
+def test_every_experiment_runs_without_what_draws(tmp_path):
+    from nsq_repro import experiments
+
+    assert set(RUNS) == set(experiments.experiment_names()), "an experiment is missing in RUNS"
+    code = f"NAMES, RUNS = {DRAWING!r}, {RUNS!r}\n{BLOCKED_RUN}"
+    env = {**os.environ, "NSQ_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("ran ")] == list(RUNS)
