@@ -78,3 +78,11 @@ def test_cells_are_short_and_outputs_are_results(name):
                     and o.get("name") != "stderr"
                     and not re.search(r"/(home|root|work|tmp|Users)/", text)
                 )
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_each_exported_cell_has_a_sentence_before_it(name):
+    cells = PAGES[name]
+    exported = [c["cell_type"] == "code" and "#| export" in "".join(c["source"]) for c in cells]
+    bare = [c["id"] for c, one, before in zip(cells[1:], exported[1:], exported) if one and before]
+    assert not bare, f"{name}: nothing is said before {bare}"
