@@ -10,7 +10,6 @@ __all__ = ['wilson', 'paired_difference', 'two_way', 'effect_sizes', 'resampled'
 import math
 
 import numpy as np
-from scipy.stats import binomtest
 
 from . import records
 
@@ -20,6 +19,8 @@ def wilson(
     n: int,  # number of images
 ) -> tuple[float, float]:  # lower and upper end, fractions
     "95 % Wilson interval of k out of n, @eq-wilson."
+    from scipy.stats import binomtest  # takes most of a second
+
     interval = binomtest(int(k), int(n)).proportion_ci(0.95, method="wilson")
     return round(float(interval.low), 6), round(float(interval.high), 6)
 
