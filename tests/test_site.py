@@ -25,6 +25,18 @@ def labels(name):
     ]
 
 
+def headings(name):
+    "Anchors that Quarto makes from a page's headings: lower case, hyphens for spaces, no other punctuation."
+    lines = re.findall(r"^#+ +(.+)", re.sub(r"^```.*?^```", "", PROSE[name], flags=re.M | re.S), re.M)
+    return [re.sub(r"^[\W\d_]+", "", re.sub(r"[^\w\s.-]", "", t).strip().replace(" ", "-").lower()) for t in lines]
+
+
+def markdown_outputs(name):
+    "What the cells of a page display as Markdown."
+    outputs = [o.get("data", {}) for c in PAGES[name] for o in c.get("outputs", [])]
+    return ["".join(o["text/markdown"]) for o in outputs if "text/markdown" in o]
+
+
 ALL = Counter(label for name in PAGES for label in labels(name))
 
 
@@ -35,18 +47,20 @@ def test_labels_are_unique_and_well_formed():
 
 @pytest.mark.parametrize("name", PAGES)
 def test_references_lead_to_a_label(name):
-    docs = "\n".join(re.findall(r'"[^"]*@(?:eq|fig|tbl)-[^"]*"', "\n".join(CODE[name])))
-    used = re.findall(r"(?<![\w`])@((?:eq|tbl|fig|sec)-[a-z0-9-]+)", PROSE[name] + docs)
-    assert not [r for r in used if r not in ALL]
+    "A reference resolves on its own page only; to another page leads a link."
+    captions = re.findall(r"^#\| (?:fig|tbl)-\w+:.*", "\n".join(CODE[name]), re.M)
+    used = re.findall(r"(?<![\w`])@((?:eq|tbl|fig|sec)-[a-z0-9-]+)", "\n".join([PROSE[name], *captions]))
+    assert not set(used) - set(labels(name))
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_links_between_pages(name):
-    for target, anchor in re.findall(r"\]\(([\w-]+\.(?:ipynb|html))(#[\w-]+)?\)", PROSE[name]):
-        page = target.replace(".html", ".ipynb")
-        assert page in PAGES, target
-        if anchor and anchor[1:].split("-")[0] in ("fig", "eq", "tbl"):
-            assert anchor[1:] in labels(page), target + anchor
+    for page in re.findall(r"\]\(([\w-]+)\.(?:ipynb|html)[#)]", PROSE[name]):
+        assert f"{page}.ipynb" in PAGES, page
+    text = "\n".join([PROSE[name], *CODE[name], *markdown_outputs(name)])
+    links = re.findall(r"([\w-]+)\.(?:ipynb|html)#([\w.-]*\w)(?![\w-])", text)
+    for page, anchor in links + [(Path(name).stem, own) for own in re.findall(r"\]\(#([^)\s]+)\)", text)]:
+        assert anchor in labels(f"{page}.ipynb") + headings(f"{page}.ipynb"), f"{page}#{anchor}"
 
 
 @pytest.mark.parametrize("name", PAGES)
