@@ -92,3 +92,12 @@ def test_cells_are_short_and_outputs_are_results(name):
                     and o.get("name") != "stderr"
                     and not re.search(r"/(home|root|work|tmp|Users)/", text)
                 )
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_tables_are_displayed_and_not_printed(name):
+    for cell in PAGES[name]:
+        for text in ("".join(o["text"]) for o in cell.get("outputs", []) if o["output_type"] == "stream"):
+            assert not re.search(r"^\|? *:?-{2,}:? *\|", text, re.M), f"a table as raw Markdown:\n{text}"
+            paths = re.findall(r"^\s*[\w./-]*/[\w.-]+\.\w+\s*$", text, re.M)
+            assert len(paths) < 2, f"a list of files:\n{text}"
