@@ -33,7 +33,7 @@ from .networks import weights_digest
 @dataclass(frozen=True)
 class Cell:
     "A piece of work with a file of its own."
-    kind: str  # its file is runs/<kind>-<hash>/record.json
+    kind: str  # its file is `runs/<kind>-<hash>/record.json`
     content: dict  # what names it: JSON values
     work: Callable  # function of a module → JSON values by name
     given: dict  # its keyword arguments, networks and images among them

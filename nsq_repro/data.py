@@ -521,7 +521,7 @@ def pixels_near(
     t: float = 0.5,  # threshold, in [0, 1]
     eps: float = 0.3,  # half the width of the band, at least 0
 ) -> Tensor:  # (N,) int64: pixels of each image with |x − t| ≤ eps
-    """Number of pixels of each image that a perturbation of `eps` can carry over the threshold `t` (@eq-data-pixels).
+    """Number of pixels of each image that a perturbation of `eps` can carry over the threshold `t`.
     Raises ValueError for images that are not floats in [0, 1]."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         found = x.dtype if isinstance(x, Tensor) else type(x).__name__

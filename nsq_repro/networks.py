@@ -51,7 +51,7 @@ class MnistCNN(nn.Module):
 def standardize(
     x: Tensor,  # (N, C, H, W) images in [0, 1]
 ) -> Tensor:  # the same shape; mean 0 and deviation 1 over each image
-    "Per-image standardization (@eq-networks-standardization)."
+    "Per-image standardization."
     variance, mean = torch.var_mean(x, (1, 2, 3), correction=0, keepdim=True)
     return (x - mean) * variance.clamp(min=1 / (255 ** 2 * math.prod(x.shape[1:]))).rsqrt()
 
@@ -69,7 +69,7 @@ def _leaky(x):
 
 # %% ../nbs/networks.ipynb #77c54ef7
 class ResidualUnit(nn.Module):
-    "Pre-activation residual unit (@eq-networks-residual): (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."
+    "Pre-activation residual unit: (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ from .statistics import wilson
 @dataclass(frozen=True)
 class Item:
     "A figure or a table of a page."
-    name: str  # for example 'fig3': figures/<scale>/fig3.svg
+    name: str  # for example 'fig3': `figures/<scale>/fig3.svg`
     draw: Callable | None = None  # record → matplotlib Figure
     table: Callable | None = None  # record → (Markdown, rows)
     more: Callable | None = None  # record → other fields that a table's record must have

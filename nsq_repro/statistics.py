@@ -18,7 +18,7 @@ def wilson(
     k: int,  # number of images classified correctly
     n: int,  # number of images
 ) -> tuple[float, float]:  # lower and upper end, fractions
-    "95 % Wilson interval of k out of n, @eq-wilson."
+    "95 % Wilson interval of k out of n."
     from scipy.stats import binomtest  # takes most of a second
 
     interval = binomtest(int(k), int(n)).proportion_ci(0.95, method="wilson")
@@ -29,7 +29,7 @@ def paired_difference(
     a,  # (n,) booleans: the first model classified image i correctly
     b,  # (n,) booleans: the second did
 ) -> dict:  # value, low, high: accuracy of a less that of b, with its 95 % interval
-    "Difference of two accuracies on the same images, @eq-paired-interval."
+    "Difference of two accuracies on the same images, with its paired 95 % interval."
     a, b = np.asarray(a, bool), np.asarray(b, bool)
     n, p, q = len(a), a.mean().item(), b.mean().item()
     (l1, u1), (l2, u2) = wilson(a.sum(), n), wilson(b.sum(), n)
@@ -42,7 +42,7 @@ def paired_difference(
 def two_way(
     A,  # (..., I, J) accuracies: K down, α across
 ) -> tuple:  # a (..., I), b (..., J), c (..., I, J)
-    "Main effects and interaction, @eq-two-way."
+    "Main effects and interaction."
     A = np.asarray(A, dtype=float)
     mean = A.mean((-2, -1), keepdims=True)
     a, b = A.mean(-1, keepdims=True) - mean, A.mean(-2, keepdims=True) - mean
@@ -52,7 +52,7 @@ def two_way(
 def effect_sizes(
     A,  # (..., I, J) accuracies: K down, α across
 ) -> dict:  # 'K', 'alpha', 'interaction' → (...) root mean squares
-    "Sizes of the effects, @eq-effect-size."
+    "Sizes of the effects."
     a, b, c = two_way(A)
     rms = lambda v, axes: np.sqrt((v**2).mean(axes))
     return {"K": rms(a, -1), "alpha": rms(b, -1), "interaction": rms(c, (-2, -1))}
@@ -139,7 +139,7 @@ def uniform_share(
     points: int,  # number m of independent uniform points
     bins: int = 20,  # B: the square is cut into bins × bins cells
 ) -> float:  # in [0, 1]
-    "Share of cells that they hold on average, @eq-uniform-share."
+    "Share of cells that they hold on average."
     return 1 - (1 - 1 / bins**2) ** points
 
 # %% ../nbs/statistics.ipynb #2d749500
