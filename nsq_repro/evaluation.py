@@ -16,7 +16,18 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import records
-from .attacks import LOSSES, SETTINGS, as_found, check_inputs, finite, full_precision, pgd, taken_apart
+from nsq_repro.attacks import (
+    LOSSES,
+    SETTINGS,
+    as_found,
+    check_inputs,
+    check_number,
+    finite,
+    full_precision,
+    pgd,
+    taken_apart,
+)
+from .data import Dataset
 from .statistics import wilson
 
 # %% ../nbs/evaluation.ipynb #13edf451
@@ -174,7 +185,11 @@ def evaluate(
     batch_size: int | None = None,  # images at a time; default 100 on the CPU (what fits its caches), 2,000 on a GPU
     on_batch: Callable = lambda n: None,  # called with the number of images done
 ) -> dict:  # record with two series
-    "One curve of a trained network, kept under runs/. Raises ValueError when there are too few images."
+    "One curve of a trained network, kept under runs/. Raises ValueError for wrong arguments and too few images."
+    records.check_kind("data", data, Dataset, "load(…)")
+    records.check_kind("spec", spec, AttackSpec, "AttackSpec(…)")
+    records.check_device(device)
+    check_number("batch_size", 1 if batch_size is None else batch_size, 1)
     if spec.n_test > len(data.y):
         has = f"{data.title} has only {len(data.y)} {data.split} images"
         raise ValueError(f"n_test={spec.n_test}, but {has}; choose n_test up to that")

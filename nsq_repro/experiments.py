@@ -128,6 +128,8 @@ def _checked(value, rules):
     values = value if isinstance(value, tuple) else () if value is None else (value,)
     if value == ():
         raise ValueError("at least one is wanted")
+    if twice := [v for i, v in enumerate(values) if v in values[:i]]:
+        raise ValueError(f"{twice[0]} is given twice")
     for v in values:
         if rules["one_of"] and v not in rules["one_of"]:
             near = difflib.get_close_matches(str(v), [str(o) for o in rules["one_of"]], 1)
@@ -235,9 +237,7 @@ def choose_device(
     "The device to use: CUDA where it is present, unless another is asked for. Raises ValueError when it is not there."
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}, but PyTorch sees no CUDA device here; use device='cpu' or 'auto'")
-    return device
+    return records.check_device(device)
 
 # %% ../nbs/experiments.ipynb #aff9ca8b
 def choose_scale(

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'LABELS', 'SETTING_LABELS', 'LOSS_LABELS', 'ACCOUNTING_LABELS', 'spec_dict', 'canonical', 'spec_hash',
-           'check_fields', 'repository', 'home', 'run_file', 'run_dir', 'atomic_write', 'save_json', 'load_json',
-           'device_name', 'provenance', 'pack', 'unpack', 'digest', 'save_record', 'load_record', 'file_digest',
-           'cached', 'figure_dir', 'render', 'save_figure', 'save_table', 'load_figure_record', 'modules_that_define',
-           'paper', 'eps_text', 'in_order', 'mixed_commits', 'caption', 'table_markdown', 'images_to_text',
-           'images_from_text', 'printed_numbers', 'scales_for', 'best_record', 'present_scale']
+           'check_fields', 'check_kind', 'check_device', 'repository', 'home', 'run_file', 'run_dir', 'atomic_write',
+           'save_json', 'load_json', 'device_name', 'provenance', 'pack', 'unpack', 'digest', 'save_record',
+           'load_record', 'file_digest', 'cached', 'figure_dir', 'render', 'save_figure', 'save_table',
+           'load_figure_record', 'modules_that_define', 'paper', 'eps_text', 'in_order', 'mixed_commits', 'caption',
+           'table_markdown', 'images_to_text', 'images_from_text', 'printed_numbers', 'scales_for', 'best_record',
+           'present_scale']
 
 # %% ../nbs/records.ipynb #559fb0e2
 import base64
@@ -67,6 +68,32 @@ def check_fields(
     for name, (good, allowed) in rules.items():
         if not good:
             raise ValueError(f"{name}={getattr(spec, name)!r} is not possible here; allowed: {allowed}")
+
+# %% ../nbs/records.ipynb #6f22af3d
+def check_kind(
+    name: str,  # of the argument
+    value,  # what was given
+    kind: type,  # what it must be
+    made_by: str,  # how to get one
+) -> None:
+    "Raises ValueError for an argument of another kind."
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is a {type(value).__name__}; it must be a {kind.__name__}: {made_by}")
+
+# %% ../nbs/records.ipynb #d4a6188b
+def check_device(
+    device,  # 'cpu', 'cuda', 'cuda:1', …, or a torch device
+):  # the same
+    "Raises ValueError for a device that PyTorch does not know or see."
+    try:
+        d = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device={device!r} is not a device; use 'cpu', 'cuda' or 'cuda:1'") from None
+    if d.type == "cuda" and (d.index or 0) >= torch.cuda.device_count():
+        n = torch.cuda.device_count()
+        here = f"only {n} CUDA device{'s' * (n > 1)}" if n else "no CUDA device"
+        raise ValueError(f"device={str(device)!r}, but PyTorch sees {here} here; use device='cpu' or 'auto'")
+    return device
 
 # %% ../nbs/records.ipynb #17f08f7f
 def repository() -> Path | None:  # the folder with settings.ini and nbs/, or None
@@ -148,8 +175,11 @@ def load_json(
 ) -> dict:  # the record
     "Read a record. Raises ValueError naming the file when it is not whole."
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError(f"a {type(record).__name__}, no record")
+        return record
+    except ValueError as e:  # JSON and UTF-8 have their own kinds of it
         raise ValueError(f"{path} is damaged ({e}); delete it and run again: the rest of the run is kept") from e
 
 # %% ../nbs/records.ipynb #7910ae8f

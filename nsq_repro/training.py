@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import records
-from .attacks import LOSSES, ball, end_of, frozen, loss_steps, surrogate, taken_apart
-from .data import crop_flip
+from .attacks import LOSSES, ball, check_inputs, end_of, frozen, loss_steps, surrogate, taken_apart
+from .data import Dataset, crop_flip
 from .networks import NETWORKS, build, load_checkpoint, save_checkpoint
 
 # %% ../nbs/training.ipynb #efd44b5a
@@ -86,7 +86,7 @@ def _optimizer_rules(s):
 # %% ../nbs/training.ipynb #8339a2a5
 def _batch_rules(s):
     "What the fields of layer, noise, adversary and loss may be."
-    length, stable = _between(s.step_size, 0, 2), _between(s.stability, 0, math.inf)
+    length, stable = _between(s.step_size, 0, 2) and _whole(s.steps, 0), _between(s.stability, 0, math.inf)
     return {
         "K": (s.K is None or _whole(s.K, 1), "a whole number of levels, at least 1 (or None: no layer)"),
         "alpha": (
@@ -123,7 +123,7 @@ def _recipe_rules(s):
     needs, rules = RECIPES[s.model].needs, {}
     for name in (*LAYER, "noise", *ADVERSARY, "stability", "l1"):
         if name in needs and not getattr(s, name):
-            rules[name] = (False, f"a value of its own: model='{s.model}' needs one (recipe('{s.model}') sets it)")
+            rules[name] = (False, f"a value above 0: model='{s.model}' needs one (recipe('{s.model}') sets it)")
         elif name not in needs and getattr(s, name):
             rules[name] = (False, f"its default only: model='{s.model}' works without")
     return rules
@@ -461,12 +461,17 @@ def train(
     progress: bool = True,  # show a bar with images/s
     save_every: float = 30.0,  # seconds between two savings of the state
 ) -> tuple[nn.Module, dict]:  # network in eval mode, and the record of its training
-    "Train, or load what was trained before. Raises ValueError when the loss is no longer finite."
+    """Train, or load what was trained before.
+    Raises ValueError for wrong arguments, and when the loss is no longer finite."""
+    records.check_kind("spec", spec, TrainSpec, "recipe(…)")
+    records.check_kind("data", data, Dataset, "load(…)")
+    records.check_device(device)
 
     def compute(folder):
         state = folder / "state.safetensors"
         model = build(spec.network, spec.K, spec.alpha, spec.seed, spec.shift).to(device).train()
         optimizer = make_optimizer(model, spec)
+        check_inputs(model, data.floats(slice(2), device), data.y[:2].to(device), 0)
         done = _load_state(state, model, optimizer) or dict(NOTHING_DONE)
         save = lambda d: _save_state(state, model, optimizer, d)
         done = _loop(model, optimizer, spec, data, device, done, progress, save, save_every)
