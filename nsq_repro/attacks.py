@@ -76,6 +76,8 @@ def seeded_uniform(
     stream: int = 0,  # which independent draw: the restart, or the step
 ) -> Tensor:  # (N, *shape) float32 in [0, 1), on the device of `index`
     "Uniform numbers that depend on (seed, stream, index, pixel) and on nothing else."
+    if index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(f"index is {index.dtype}; it must hold whole numbers: places in a data set")
     key = torch.full_like(index, seed)
     for part in (torch.full_like(index, stream), index):
         key = _mix((key + part * GOLDEN) * 3 + GOLDEN)

@@ -37,7 +37,9 @@ def label_loss(
     logits: Tensor,  # (N, C) logits or log-probabilities
     y: Tensor,  # (N,) int64 labels
 ) -> Tensor:  # (N,) losses L(p, y) = −log p_y
-    "Cross-entropy with a label."
+    "Cross-entropy with a label. Raises ValueError unless there is one for each row of logits."
+    if y.shape != logits.shape[:1]:
+        raise ValueError(f"y has shape {tuple(y.shape)}; expected one of the labels for each of {len(logits)} rows")
     return class_losses(logits).gather(1, y[:, None])[:, 0]
 
 # %% ../nbs/bound.ipynb #07ee56b4
@@ -142,7 +144,7 @@ def noisy_pair(
 ) -> tuple[Tensor, Tensor]:  # x', x'': (N, C, H, W) in [0, 1], in the type of x
     """Two independent noisy samples of each image, clipped to the image range.
     Raises ValueError for a radius outside [0, 1]."""
-    if not 0 <= radius <= 1:
+    if not isinstance(radius, (int, float)) or not 0 <= radius <= 1:
         raise ValueError(f"radius={radius!r} is not possible; it is in [0, 1] pixel units (16/255, not 16)")
     index = torch.arange(len(x), device=x.device) if index is None else index
     u = (seeded_uniform(index, x.shape[1:], seed, 2 * pair + k).to(x.dtype) for k in (0, 1))

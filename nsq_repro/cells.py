@@ -26,7 +26,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import records
-from .attacks import layer_of
+from .attacks import check_number, layer_of
 from .networks import weights_digest
 
 # %% ../nbs/cells.ipynb #98bfad18
@@ -80,6 +80,7 @@ class Workers:
         device: str = "cpu",  # torch device the cells run on
         progress: bool = True,  # show a bar
     ):
+        check_number("workers", n, 1)
         if n > 1 and torch.device(device).type != "cpu":
             raise ValueError(f"workers={n} is not possible on {device}: processes share a CPU, no GPU; use workers=1")
         self.n, self.progress, self.pool = n, progress, None

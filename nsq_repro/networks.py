@@ -32,6 +32,8 @@ class MnistCNN(nn.Module):
         initial: str = "madrylab",  # initial weights: 'madrylab', or 'pytorch' for PyTorch's defaults
     ):
         super().__init__()
+        if initial not in ("madrylab", "pytorch"):
+            raise ValueError(f"initial is {initial!r}; there is 'madrylab' and 'pytorch'")
         self.conv1, self.conv2 = nn.Conv2d(1, 32, 5, padding=2), nn.Conv2d(32, 64, 5, padding=2)
         self.fc1, self.fc2 = nn.Linear(7 * 7 * 64, 1024), nn.Linear(1024, 10)
         layers = (self.conv1, self.conv2, self.fc1, self.fc2)
@@ -178,6 +180,8 @@ def build(
         raise ValueError(f"network is {network!r}; there is {', '.join(map(repr, NETWORKS))}")
     if (K is None) != (alpha is None):
         raise ValueError(f"K is {K} and alpha is {alpha}; give both for a quantization layer, or neither for none")
+    if type(seed) is not int or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed is {seed!r}; it must be a whole number of at most 64 bits")
     S = None if K is None or alpha is None else SoftQuantize(K=K, alpha=alpha, shift=shift)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)

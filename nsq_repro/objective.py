@@ -19,6 +19,7 @@ from nsq_repro.attacks import (
     LOSSES,
     SignedSteps,
     ball,
+    check_inputs,
     frozen,
     layer_of,
     loss_steps,
@@ -47,7 +48,8 @@ def inner_maximum(
     loss: str = "ce",  # 'ce', 'cw' or 'dlr'
     setting: str = "pgd",  # what the gradients are taken from: 'pgd' or 'bpda_ste'
 ) -> Tensor:  # (N,) the largest loss of an iterate, a lower bound of the maximum
-    "The inner maximum of the min-max objective as PGD sees it. Raises ValueError for an unknown setting."
+    "The inner maximum of the min-max objective as PGD sees it. Raises ValueError for a wrong argument."
+    x, y, _ = check_inputs(model, x, y, eps, loss, steps=(steps, 1), step_size=(step_size, 0.0))
     f, bounds = surrogate(model, setting), ball(x, eps)
     best = torch.full_like(x[:, 0, 0, 0], -torch.inf)
     with frozen(model):
@@ -87,9 +89,7 @@ def pgd_path(
     "Walk a path of PGD and record it. Raises ValueError for a wrong argument."
     if setting not in ("pgd", "bpda_ste"):
         raise ValueError(f"setting={setting!r}: choose 'pgd' or 'bpda_ste' ('bpda' follows F without S)")
-    if steps < 1 or not step_size > 0 or not 0 <= eps <= 1:
-        wanted = "at least one step of positive length, and a radius in [0, 1] (8/255, not 8)"
-        raise ValueError(f"steps={steps}, step_size={step_size}, eps={eps}: {wanted}")
+    x, y, _ = check_inputs(model, x, y, eps, loss, steps=(steps, 1), step_size=(step_size, 0.0))
     bounds, seen_by = ball(x, eps), (lambda _: 1) if setting == "bpda_ste" else (lambda x: _slope_seen(model, x))
 
     def direction(xt, index):
