@@ -243,14 +243,15 @@ def made_from(
     part: str,  # for example 'box attack'
     model: str,  # whose
     runs: list[dict],  # records, or their `origin`
-) -> dict:  # part, model, kinds (folders), digests, commits, seconds and cpu_seconds of all of them
+) -> dict:  # part, model, kinds (folders), hashes and digests, commits, seconds and cpu_seconds of all
     "Which run files a part of a record comes from."
     runs = sorted(runs, key=lambda r: (r["kind"], r["hash"]))
     commits = Counter((r["provenance"]["commit"], r["provenance"]["dirty"]) for r in runs)
     total = lambda k: round(sum(r["provenance"].get(k) or 0.0 for r in runs), 2)
     return {
         "part": part, "model": model,
-        "kinds": sorted({r["kind"] for r in runs}), "digests": [r["digest"] for r in runs],
+        "kinds": sorted({r["kind"] for r in runs}),
+        "hashes": [r["hash"] for r in runs], "digests": [r["digest"] for r in runs],
         "commits": [{"commit": c, "dirty": d, "files": n} for (c, d), n in sorted(commits.items(), key=str)],
         "seconds": total("seconds"), "cpu_seconds": total("cpu_seconds"),
     }  # fmt: skip

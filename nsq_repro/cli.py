@@ -255,6 +255,8 @@ def verify(
     scale = args.scale or next(iter(kept), None) or records.present_scale()
     print(f"\nclaims, {f'scale {scale}' if scale else 'no records yet'}\n")
     print(table([_claim_row(r) for r in claims.claims_rows(scale)], ["verdict", "paper", "printed", "here"]))
+    if dirty := [r["file"] for r in found if "with uncommitted changes" in r["said"]]:
+        print(f"\n{len(dirty)} records were computed with uncommitted changes:", *dirty, sep="\n")
     wrong = [f"{r['file']}: {p}" for r in found for p in r["problems"]]
     print(f"\n{len(wrong)} mismatches in {len(found)} files:" if wrong else f"\nverified {len(found)} files")
     print(*wrong, sep="\n")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'LAYER', 'MnistCNN', 'standardize', 'ResidualUnit', 'CifarResNet', 'SoftQuantNet', 'build',
-           'weights_digest', 'save_checkpoint', 'load_checkpoint']
+           'weights_digest', 'round_weights', 'are_rounded', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/networks.ipynb #23a5ea98
 import hashlib
@@ -221,6 +221,32 @@ def _describe(model):
     layer = {k: None if S is None else getattr(S, k) for k in LAYER}
     return {"network": F.network, **layer}
 
+# %% ../nbs/networks.ipynb #dc8edca2
+@torch.no_grad()
+def round_weights(
+    model: nn.Module,  # any network
+) -> nn.Module:  # the same, its floating parameters and buffers of the type they had, their values those of bfloat16
+    "Round weights and running statistics to the nearest bfloat16 numbers, in place. A second time changes nothing."
+    for t in (*model.parameters(), *model.buffers()):
+        if t.is_floating_point():
+            t.copy_(t.bfloat16())
+    return model
+
+# %% ../nbs/networks.ipynb #08a59dca
+def are_rounded(
+    tensors: dict,  # name → tensor, for example model.state_dict()
+) -> bool:
+    "Whether bfloat16 holds every floating tensor without loss."
+    floating = [t for t in tensors.values() if t.is_floating_point()]
+    return all(torch.equal(t.bfloat16().to(t.dtype), t) for t in floating)
+
+
+def _compact(tensors):
+    "The same numbers in half the bytes, where nothing is lost by it."
+    if not are_rounded(tensors):
+        return tensors
+    return {k: t.bfloat16() if t.is_floating_point() else t for k, t in tensors.items()}
+
 # %% ../nbs/networks.ipynb #3f9550a6
 def save_checkpoint(
     path: Path,  # file to make or replace, .safetensors
@@ -235,7 +261,7 @@ def save_checkpoint(
     if clash:
         says = lambda found: ", ".join(f"{k}={found[k]!r}" for k in clash)
         raise ValueError(f"meta says {says(meta)}, the model {says(described)}")
-    tensors = {k: t.detach().cpu().contiguous() for k, t in model.state_dict().items()}
+    tensors = _compact({k: t.detach().cpu().contiguous() for k, t in model.state_dict().items()})
     content = {**meta, **described, "weights": weights_digest(tensors)}
     text = json.dumps({**content, "digest": _digest(content)}, sort_keys=True)
     return atomic_write(path, safetensors.torch.save(tensors, {"nsq": text}))

@@ -7,9 +7,9 @@ __all__ = ['MODELS', 'LABELS', 'SETTING_LABELS', 'LOSS_LABELS', 'ACCOUNTING_LABE
            'check_fields', 'check_kind', 'check_device', 'repository', 'home', 'run_file', 'run_dir', 'atomic_write',
            'save_json', 'load_json', 'device_name', 'provenance', 'pack', 'unpack', 'digest', 'save_record',
            'load_record', 'file_digest', 'cached', 'figure_dir', 'render', 'save_figure', 'save_table',
-           'load_figure_record', 'modules_that_define', 'paper', 'eps_text', 'in_order', 'mixed_commits', 'caption',
-           'table_markdown', 'images_to_text', 'images_from_text', 'printed_numbers', 'scales_for', 'best_record',
-           'present_scale']
+           'load_figure_record', 'modules_that_define', 'paper', 'eps_text', 'in_order', 'mixed_commits', 'is_dirty',
+           'refuse_dirty', 'caption', 'table_markdown', 'images_to_text', 'images_from_text', 'printed_numbers',
+           'scales_for', 'best_record', 'present_scale']
 
 # %% ../nbs/records.ipynb #559fb0e2
 import base64
@@ -263,9 +263,10 @@ def save_record(
 def load_record(
     path: Path,  # a run's record
     hash: str | None = None,  # of the run it should belong to; None: any
+    again: str = "delete its folder, or run with refresh, and it is computed again",  # advice where it was changed
 ) -> dict:  # the record
     "Read a run's record. Raises ValueError when it, or a file of its run, is not what was written there."
-    record, again = load_json(path), "delete its folder, or run with refresh, and it is computed again"
+    record = load_json(path)
     if record.get("digest") != digest(record):
         raise ValueError(f"{path} was changed after it was written (its digest does not fit); {again}")
     if hash not in (None, record.get("hash")):
@@ -452,6 +453,26 @@ def mixed_commits(
     if len(files) < 2 and not any("uncommitted" in name for name in files):
         return ""
     return f" Made by {'; '.join(f'{n} ({k:,} run files)' for n, k in files.items())}."
+
+# %% ../nbs/records.ipynb #282a53ee
+def is_dirty(
+    record,  # JSON values: a record, or a part of one
+) -> bool:
+    "Whether anything in a record was computed with uncommitted changes."
+    if isinstance(record, dict):
+        return record.get("dirty") is True or any(map(is_dirty, record.values()))
+    return isinstance(record, (list, tuple)) and any(map(is_dirty, record))
+
+
+def refuse_dirty(
+    record: dict,  # what a figure or table is made from
+    name: str,  # of it
+    scale: str,  # 'smoke', 'cpu' or 'paper'; nothing is asked of 'smoke', whose figures are not committed
+) -> None:
+    "Raises ValueError where a record that would be committed was computed with uncommitted changes."
+    if scale != "smoke" and is_dirty(record):
+        advice = "commit them, then run with refresh what was computed before"
+        raise ValueError(f"{name}, scale {scale}, was computed with uncommitted changes in nbs or nsq_repro; {advice}")
 
 # %% ../nbs/records.ipynb #588d58cd
 def caption(
