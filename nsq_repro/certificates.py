@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from .attacks import ball, check_inputs, check_number, full_precision, taken_apart
 from .correlated_errors import relate_errors
+from .intervals import affine, interval, lowest_margins
 from nsq_repro.programs import (
     AFFINE,
     Affine,
@@ -32,7 +33,7 @@ from nsq_repro.programs import (
     read_program,
 )
 from .quantization import output_values
-from .zonotopes import ForwardPass, Planes, Zonotope, affine, forward, interval
+from .zonotopes import ForwardPass, Planes, Zonotope, forward
 
 # %% ../nbs/certificates.ipynb #ed379111
 def margins(
@@ -42,9 +43,7 @@ def margins(
 ) -> Tensor:  # (N, classes) lower bounds on F_y − F_j; 0 for j = y
     "The lowest margins over a zonotope."
     lead = lambda t, y: t.gather(1, y[:, None]) - t
-    weight = layer.weight.detach().to(z.centre.dtype)
-    differences = (weight[:, None] - weight).abs()[y]
-    low = lead(affine(layer, z.centre), y) - differences.matmul(z.radius[..., None])[..., 0]
+    low = lowest_margins(layer, z.centre, z.radius, y)
     for term in z.terms:
         out = term.map(lambda rows: rows.affine(layer))
         low = low + out.map(lambda rows: rows.over_all_units(lead(rows.values, term.of_rows(y)))).reach()[0]

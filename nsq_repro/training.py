@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LAYER', 'ADVERSARY', 'RECIPES', 'NOISE', 'NOTHING_DONE', 'ROUNDED', 'TrainSpec', 'Recipe', 'recipe', 'add_noise',
            'crafting', 'perturb', 'perturb_behind', 'growth', 'learning_rate', 'make_optimizer', 'chain_rule',
-           'input_gradient_l1', 'l1_loss', 'stability_loss', 'training_loss', 'training_step', 'rounding_effect',
-           'train_key', 'train', 'time_per_iteration', 'training_cost']
+           'input_gradient_l1', 'l1_loss', 'stability_loss', 'interval_loss', 'training_loss', 'training_step',
+           'rounding_effect', 'train_key', 'train', 'time_per_iteration', 'training_cost']
 
 # %% ../nbs/training.ipynb #7f8811ed
 import copy
@@ -26,21 +26,22 @@ from tqdm.auto import tqdm
 from . import records
 from .attacks import LOSSES, as_found, ball, check_inputs, end_of, frozen, loss_steps, surrogate, taken_apart
 from .data import Dataset, crop_flip
+from .intervals import worst_logits
 from .networks import NETWORKS, build, load_checkpoint, round_weights, save_checkpoint
 
 # %% ../nbs/training.ipynb #efd44b5a
 @dataclass(frozen=True)
 class TrainSpec:
     "What a training run depends on, apart from the data. Raises ValueError naming the field that is wrong."
-    model: str = "nsq"  # label of the recipe: natural, noisy, sq, nsq, pgd, fgsm_rs, stability, l1, nsq_fgsm, nsq_box
+    model: str = "nsq"  # label of the recipe: natural, noisy, sq, nsq, pgd, fgsm_rs, see RECIPES
     network: str = "mnist_cnn"  # the basic network F
     K: int | None = None  # quantization levels; None: no layer S
     alpha: float | None = None  # sharpness of the layer
     noise: float = 0.0  # radius r of the uniform noise, in [0, 1] pixel units
-    eps: float = 0.0  # l∞ radius of the adversary
+    eps: float = 0.0  # l∞ radius of the adversary, or of the box whose worst logits are trained on
     steps: int = 0  # steps of the adversary; 0: no adversary
     step_size: float = 0.0  # length of its steps
-    warmup: float = 0.0  # share of the iterations over which eps and step_size grow from 0 to their values
+    warmup: float = 0.0  # share of the iterations over which eps, step_size and worst grow from 0 to their values
     iterations: int = 50_000  # optimizer steps
     batch_size: int = 100  # images a step
     lr: float = 1e-4  # learning rate, at its highest
@@ -55,6 +56,7 @@ class TrainSpec:
     seed: int = 0  # of initial weights, order, noise and random starts
     noise_shape: str = "uniform"  # or 'signs', or 'gaussian': see `add_noise`
     shift: float = 0.0  # how far the thresholds of the layer are moved up, in [0, 1] pixel units
+    worst: float = 0.0  # weight of the worst logits in the loss, see `interval_loss`; the rest is the natural loss
 
     def __post_init__(self):
         records.check_fields(self, _train_rules(self))
@@ -88,6 +90,7 @@ def _optimizer_rules(s):
 def _batch_rules(s):
     "What the fields of layer, noise, adversary and loss may be."
     length, stable = _between(s.step_size, 0, 2) and _whole(s.steps, 0), _between(s.stability, 0, math.inf)
+    still = s.eps == 0 or RECIPES[s.model].bounds  # no adversary
     return {
         "K": (s.K is None or _whole(s.K, 1), "a whole number of levels, at least 1 (or None: no layer)"),
         "alpha": (
@@ -104,7 +107,7 @@ def _batch_rules(s):
             f"one of {', '.join(NOISE)}; other than uniform only with noise > 0",
         ),
         "eps": (_between(s.eps, 0, 1), "a radius in [0, 1] (8/255, not 8)"),
-        "steps": (_whole(s.steps, 0) and (s.steps == 0) == (s.eps == 0), "at least 1 where eps > 0, else 0"),
+        "steps": (_whole(s.steps, 0) and (s.steps == 0) == still, "at least 1 where there is an adversary, else 0"),
         "step_size": (length and (s.step_size > 0) == (s.steps > 0), "a positive length where steps > 0, else 0"),
         "warmup": (_between(s.warmup, 0, 1), "a share in [0, 1]"),
         "craft_mode": (s.craft_mode in ("train", "eval"), "'train' or 'eval'"),
@@ -116,13 +119,14 @@ def _batch_rules(s):
             _between(s.l1, 0, 1) and not (s.l1 and (s.steps or s.noise)),
             "a radius in [0, 1]; above 0 only without noise and adversary",
         ),
+        "worst": (_between(s.worst, 0, 1), "a weight in [0, 1]"),
     }
 
 # %% ../nbs/training.ipynb #71a35a06
 def _recipe_rules(s):
     "A recipe has all that it needs, and nothing that belongs to another."
     needs, rules = RECIPES[s.model].needs, {}
-    for name in (*LAYER, "noise", *ADVERSARY, "stability", "l1"):
+    for name in (*LAYER, "noise", *ADVERSARY, "stability", "l1", "worst"):
         if name in needs and not getattr(s, name):
             rules[name] = (False, f"a value above 0: model='{s.model}' needs one (recipe('{s.model}') sets it)")
         elif name not in needs and getattr(s, name):
@@ -140,9 +144,11 @@ def _train_rules(s):
 # %% ../nbs/training.ipynb #eecd3bfa
 class Recipe(NamedTuple):
     "What sets a recipe apart: the fields of `TrainSpec` it needs, and how its adversary works."
-    needs: tuple = ()  # of K, alpha, noise, eps, steps, step_size, stability, l1: all of these are set, and no other
+    # of K, alpha, noise, eps, steps, step_size, stability, l1, worst: all of these are set, and no other
+    needs: tuple = ()
     one_step: bool = False  # the adversary takes one step of 1.25 ε from a random start (Wong et al. 2020)
     behind: bool = False  # it works behind the layer, on F
+    bounds: bool = False  # no adversary: it trains on the worst logits of interval bounds
     clip_start: bool = True  # its random start is clipped to the image range
 
 # %% ../nbs/training.ipynb #e04c773a
@@ -153,6 +159,7 @@ RECIPES = {
     "stability": Recipe((*LAYER, "noise", "stability")), "l1": Recipe(("l1",)),
     "nsq_fgsm": Recipe((*LAYER, *ADVERSARY), one_step=True),
     "nsq_box": Recipe((*LAYER, *ADVERSARY), one_step=True, behind=True),
+    "nsq_ibp": Recipe((*LAYER, "eps", "worst"), bounds=True), "ibp": Recipe(("eps", "worst"), bounds=True),
 }
 
 # %% ../nbs/training.ipynb #aaef6b30
@@ -165,14 +172,15 @@ NOISE = {
 # %% ../nbs/training.ipynb #c33d5fa3
 def recipe(
     model: str,  # a name in RECIPES
-    K: int = 1,  # quantization levels, used by sq and nsq
-    alpha: float = 1000.0,  # sharpness, used by sq and nsq
+    K: int = 1,  # quantization levels, used by sq, nsq and those that begin with nsq_
+    alpha: float = 1000.0,  # sharpness, used by the same
     noise: float = 0.3,  # noise radius, used by noisy and nsq
-    eps: float = 0.3,  # radius of the adversary, used by pgd, fgsm_rs, nsq_fgsm and nsq_box
+    eps: float = 0.3,  # radius, used by pgd, fgsm_rs, nsq_fgsm, nsq_box, nsq_ibp and ibp
     steps: int = 40,  # steps of the adversary, used by pgd
     step_size: float = 0.01,  # length of its steps, used by pgd
     stability: float = 1.0,  # weight of the KL term, used by stability
     l1: float = 0.1,  # radius of the l1-gradient objective, used by l1
+    worst: float = 0.5,  # weight of the worst logits, used by nsq_ibp and ibp
     **fields,  # any other field of TrainSpec: iterations, batch_size, lr, seed, …
 ) -> TrainSpec:
     "The spec of one of the models compared, §5. Raises ValueError for an unknown model or a wrong value."
@@ -180,7 +188,8 @@ def recipe(
         raise ValueError(f"model={model!r} is unknown; choose from {', '.join(RECIPES)}")
     if RECIPES[model].one_step:
         steps, step_size = 1, 1.25 * eps
-    given = dict(K=K, alpha=alpha, noise=noise, eps=eps, steps=steps, step_size=step_size, stability=stability, l1=l1)
+    given = dict(K=K, alpha=alpha, noise=noise, eps=eps, steps=steps, step_size=step_size)
+    given |= dict(stability=stability, l1=l1, worst=worst)
     return TrainSpec(model, **{k: given[k] for k in RECIPES[model].needs}, **fields)
 
 # %% ../nbs/training.ipynb #7b4cab50
@@ -355,6 +364,20 @@ def stability_loss(
     natural, shaken = (z.log_softmax(1) for z in model(torch.cat([x, noisy])).float().chunk(2))
     return TF.nll_loss(natural, y) + weight * TF.kl_div(shaken, natural, log_target=True, reduction="batchmean")
 
+# %% ../nbs/training.ipynb #07b23be0
+def interval_loss(
+    model: nn.Module,  # network in training, see `read_program` for what F may be
+    x: Tensor,  # (N, C, H, W) natural images in [0, 1]
+    y: Tensor,  # (N,) int64 labels
+    eps: float,  # l∞ radius, in [0, 1] pixel units
+    weight: float,  # κ in @eq-interval-loss, in [0, 1]
+) -> Tensor:  # mean loss, a scalar to differentiate
+    "Natural cross-entropy, mixed with that of the worst logits within ε (@eq-interval-loss)."
+    F, S = taken_apart(model)
+    lo, hi = ball(x, eps) if S is None else S.reachable_box(x, eps)
+    worst = TF.cross_entropy(worst_logits(F, lo, hi, y).float(), y)
+    return (1 - weight) * TF.cross_entropy(model(x).float(), y) + weight * worst
+
 # %% ../nbs/training.ipynb #bd75d075
 def training_loss(
     model: nn.Module,  # network in training
@@ -362,7 +385,7 @@ def training_loss(
     y: Tensor,  # (N,) labels
     spec: TrainSpec,  # what to do with the batch
     generator: torch.Generator,  # noise and random starts
-    grown: float = 1.0,  # share of the adversary's radius: see `growth`
+    grown: float = 1.0,  # share of radius and of weight: see `growth`
 ) -> Tensor:  # mean loss, to differentiate
     "The loss of a recipe on one batch."
     if spec.augment:
@@ -371,6 +394,8 @@ def training_loss(
         return stability_loss(model, x, y, spec.noise, spec.stability, generator)
     if spec.l1:
         return l1_loss(model, x, y, spec.l1).mean()
+    if RECIPES[spec.model].bounds:
+        return interval_loss(model, x, y, grown * spec.eps, grown * spec.worst)
     if spec.noise:
         x = add_noise(x, spec.noise, generator, shape=spec.noise_shape)
     if RECIPES[spec.model].behind:
