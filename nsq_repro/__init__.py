@@ -8,7 +8,11 @@ The names below are the ones to start from; each is loaded, with PyTorch, when i
 Everything else lives in the modules: `nsq_repro.attacks`, `nsq_repro.training`, and so on.
 """
 
+import warnings
+
 __version__ = "0.1.0"
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # bars are text where there are no widgets
 
 # where each public name is defined
 _HOME = {
