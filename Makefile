@@ -3,7 +3,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help figures test check-sync lint lab export clean
+.PHONY: help figures test test-all reliability check-sync lint lab export clean
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -25,6 +25,13 @@ test: $(READY) check-sync ## check that modules and notebooks agree, then run th
 	@$(QUIETLY) $(BIN)/nbdev_test --n_workers 2 --timing
 	@echo "== tests: pytest"
 	@$(QUIETLY) $(BIN)/python -m pytest tests -q -n 2
+
+test-all: test ## the tests, and the slow ones: every kind of work killed thirty times
+	@echo "== tests: the slow ones"
+	@$(QUIETLY) $(BIN)/python -m pytest tests -q -n 2 -m slow
+
+reliability: $(READY) ## run kills, bad inputs, other machines and properties, slow ones too; record the counts the page shows
+	@$(QUIETLY) $(BIN)/python -m pytest tests -q -n 2 -m "reliability or hypothesis" --record
 
 check-sync: $(READY) ## check that nsq_repro/ is what nbs/ exports and that the notebooks are clean; changes nothing
 	@echo "== nbs/ and nsq_repro/: in sync and clean"
