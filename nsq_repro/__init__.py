@@ -8,7 +8,7 @@ The names below are the ones to start from; each is loaded, with PyTorch, when i
 Everything else lives in the modules: `nsq_repro.attacks`, `nsq_repro.training`, and so on.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # where each public name is defined
 _HOME = {

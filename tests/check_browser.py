@@ -15,7 +15,7 @@ LOOK = """() => ({
     over: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     missing: [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.getAttribute("src")),
     mathjax: Boolean(window.MathJax && window.MathJax.version),
-    unset: [...document.querySelectorAll(".math")].filter(m => !m.querySelector("mjx-container, .MathJax, math, .katex"))
+    unset: [...document.querySelectorAll(".math")].filter(m => !m.querySelector("mjx-container, math"))
         .map(m => m.textContent.trim().slice(0, 40)),
 })"""
 
