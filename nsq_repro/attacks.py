@@ -34,7 +34,7 @@ def ce(
     logits: Tensor,  # (N, classes)
     y: Tensor,  # (N,) int64 labels
 ) -> Tensor:  # (N,) losses
-    "Cross-entropy, @eq-attack-losses."
+    "Cross-entropy."
     return TF.cross_entropy(logits, y, reduction="none")
 
 # %% ../nbs/attacks.ipynb #1ebce739
@@ -43,7 +43,7 @@ def cw(
     y: Tensor,  # (N,) int64 labels
     kappa: float = 50.0,  # MadryLab's confidence
 ) -> Tensor:  # (N,) losses
-    "MadryLab's CW∞ margin loss, @eq-attack-losses."
+    "MadryLab's CW∞ margin loss."
     return -torch.relu(margin(logits, y) + kappa)
 
 # %% ../nbs/attacks.ipynb #e7c366aa
@@ -51,7 +51,7 @@ def dlr(
     logits: Tensor,  # (N, classes), at least three classes
     y: Tensor,  # (N,) int64 labels
 ) -> Tensor:  # (N,) losses
-    "Difference-of-logits ratio, @eq-attack-losses."
+    "Difference-of-logits ratio."
     if logits.shape[1] < 3:
         raise ValueError(f"the DLR loss needs at least 3 classes, got {logits.shape[1]}; use loss='cw' for two classes")
     top = logits.topk(3, dim=1).values
@@ -76,6 +76,8 @@ def seeded_uniform(
     stream: int = 0,  # which independent draw: the restart, or the step
 ) -> Tensor:  # (N, *shape) float32 in [0, 1), on the device of `index`
     "Uniform numbers that depend on (seed, stream, index, pixel) and on nothing else."
+    if index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(f"index is {index.dtype}; it must hold whole numbers: places in a data set")
     key = torch.full_like(index, seed)
     for part in (torch.full_like(index, stream), index):
         key = _mix((key + part * GOLDEN) * 3 + GOLDEN)
@@ -464,7 +466,7 @@ def fgsm(
     loss: str = "ce",  # 'ce', 'cw' or 'dlr'
     setting: str = "pgd",  # 'pgd', 'bpda' or 'bpda_ste'
 ) -> Tensor:  # (N, C, H, W) adversarial images
-    "Fast gradient sign method, @eq-fgsm. Raises ValueError for a wrong argument."
+    "Fast gradient sign method. Raises ValueError for a wrong argument."
     x, y, e = check_inputs(model, x, y, eps, loss)
     with as_found(model):
         logits, g = loss_gradient(surrogate(model, setting, x), x, y, loss)
@@ -518,7 +520,7 @@ class Step(NamedTuple):
 
 # %% ../nbs/attacks.ipynb #d85fe7b3
 class SignedSteps:
-    "Iterator over the steps of @eq-pgd; `keep` goes on with a part of the images."
+    "Iterator over the steps of projected gradient descent; `keep` goes on with a part of the images."
 
     def __init__(
         self,
@@ -687,7 +689,7 @@ def pgd(
     x_start: Tensor | None = None,  # (N, C, H, W) start here instead
     skip_cycles: bool | None = None,  # let settled paths leave the batch; default: on the CPU
 ) -> AttackResult:
-    "Projected gradient descent, @eq-pgd. Raises ValueError for a wrong argument. Call `model.eval()` first."
+    "Projected gradient descent. Raises ValueError for a wrong argument. Call `model.eval()` first."
     counts = dict(steps=(steps, 1), step_size=(step_size, 0.0), restarts=(restarts, 1))
     x, y, e = check_inputs(model, x, y, eps, loss, **counts)
     index, x_start = check_starts(x, seed, index, x_start)

@@ -24,7 +24,7 @@ from .quantization import borders, thresholds
 def class_losses(
     logits: Tensor,  # (…, C) logits, or log-probabilities; −inf stands for probability 0
 ) -> Tensor:  # (…, C) values −log p_i, at least 0
-    """Loss for each possible label, @eq-cross-entropy, accurate where p_i is close to 1.
+    """Loss for each possible label, accurate where p_i is close to 1.
     Raises ValueError for fewer than two classes."""
     if logits.shape[-1] < 2:
         raise ValueError(f"logits has shape {tuple(logits.shape)}; the last dimension holds the classes, at least 2")
@@ -37,7 +37,9 @@ def label_loss(
     logits: Tensor,  # (N, C) logits or log-probabilities
     y: Tensor,  # (N,) int64 labels
 ) -> Tensor:  # (N,) losses L(p, y) = −log p_y
-    "Cross-entropy with a label."
+    "Cross-entropy with a label. Raises ValueError unless there is one for each row of logits."
+    if y.shape != logits.shape[:1]:
+        raise ValueError(f"y has shape {tuple(y.shape)}; expected one of the labels for each of {len(logits)} rows")
     return class_losses(logits).gather(1, y[:, None])[:, 0]
 
 # %% ../nbs/bound.ipynb #07ee56b4
@@ -45,7 +47,7 @@ def cross_entropy(
     logits_p: Tensor,  # (N, C) logits of the prediction p
     logits_q: Tensor,  # (N, C) logits of the target q; one row is enough if it is the same for all
 ) -> Tensor:  # (N,) losses L(p, q); inf where p gives 0 to a class that q does not
-    "Cross-entropy of two distributions, @eq-cross-entropy."
+    "Cross-entropy of two distributions."
     q, losses = logits_q.softmax(-1), class_losses(logits_p)
     return torch.where(q > 0, q * losses, 0.0).sum(-1)
 
@@ -61,7 +63,7 @@ def two_sample_bound(
     logits_q: Tensor,  # (N, C) logits at x''
     y: Tensor,  # (N,) int64 labels
 ) -> Sides:  # L(p, q), and L(p, y) + L(q, y)
-    "The two sides of Eq. 9 as printed, @eq-two-samples. The left one may be the larger."
+    "The two sides of Eq. 9 as printed. The left one may be the larger."
     return Sides(cross_entropy(logits_p, logits_q), label_loss(logits_p, y) + label_loss(logits_q, y))
 
 # %% ../nbs/bound.ipynb #1ecdcc25
@@ -70,7 +72,7 @@ def two_sample_gap(
     logits_q: Tensor,  # (N, C) logits at x''
     y: Tensor,  # (N,) int64 labels
 ) -> Tensor:  # (N,) left minus right side of Eq. 9: it fails where this is positive
-    "The difference of the two sides in closed form, @eq-two-samples-gap."
+    "The difference of the two sides of Eq. 9 in closed form."
     leads = logits_p.gather(1, y[:, None]) - logits_p  # log p_y/p_i; 0 for i = y
     return (logits_q.softmax(1) * leads).sum(1) - label_loss(logits_q, y)
 
@@ -78,7 +80,7 @@ def two_sample_gap(
 def two_class_limit(
     q_y: Tensor,  # probabilities in (0, 1]
 ) -> Tensor:  # p_y above which Eq. 9 fails, shape of q_y
-    "The border of the region where Eq. 9 holds, for two classes, @eq-two-samples-limit."
+    "The border of the region where Eq. 9 holds, for two classes."
     miss = 1 - q_y
     return torch.sigmoid(torch.where(miss > 0, -torch.log1p(-miss) / miss, 1.0))
 
@@ -87,7 +89,7 @@ def two_sample_factor(
     logits_p: Tensor,  # (N, C) logits at x'
     y: Tensor,  # (N,) int64 labels
 ) -> Tensor:  # (N,) factors Λ, at least 1
-    "The factor in front of L(q, y) with which Eq. 9 becomes true, @eq-two-samples-factor."
+    "The factor in front of L(q, y) with which Eq. 9 becomes true."
     return (logits_p.gather(1, y[:, None])[:, 0] - logits_p.amin(1)).clamp_min(1)
 
 # %% ../nbs/bound.ipynb #49b5bca7
@@ -96,7 +98,7 @@ def factored_bound(
     logits_q: Tensor,  # (N, C) logits at x''
     y: Tensor,  # (N,) int64 labels
 ) -> Sides:  # L(p, q), and L(p, y) + Λ L(q, y)
-    "The two sides of @eq-two-samples-factor: left ≤ right for all distributions with finite logits."
+    "The two sides of Eq. 9 with that factor: left ≤ right for all distributions with finite logits."
     return Sides(
         cross_entropy(logits_p, logits_q),
         label_loss(logits_p, y) + two_sample_factor(logits_p, y) * label_loss(logits_q, y),
@@ -115,7 +117,7 @@ def total_variation(
 
 # %% ../nbs/bound.ipynb #f8d650cd
 class RepairedBound(NamedTuple):
-    "The chain of @eq-repaired-bound, (N,) each and in increasing order, `sharp` from @eq-repaired-bound-sharp."
+    "The chain of the repaired bound, (N,) each and in increasing order, `sharp` from its sharper form."
     tv: Tensor  # TV(p, q)
     sharp: Tensor  # max(1 − p_y, 1 − q_y)
     misses: Tensor  # (1 − p_y) + (1 − q_y)
@@ -142,7 +144,7 @@ def noisy_pair(
 ) -> tuple[Tensor, Tensor]:  # x', x'': (N, C, H, W) in [0, 1], in the type of x
     """Two independent noisy samples of each image, clipped to the image range.
     Raises ValueError for a radius outside [0, 1]."""
-    if not 0 <= radius <= 1:
+    if not isinstance(radius, (int, float)) or not 0 <= radius <= 1:
         raise ValueError(f"radius={radius!r} is not possible; it is in [0, 1] pixel units (16/255, not 16)")
     index = torch.arange(len(x), device=x.device) if index is None else index
     u = (seeded_uniform(index, x.shape[1:], seed, 2 * pair + k).to(x.dtype) for k in (0, 1))
@@ -166,7 +168,7 @@ def measure_pairs(
     seed: int = 0,  # of the noise
     batch: int = 256,  # images at a time
 ) -> Pairs:
-    "Evaluate both sides of @eq-two-samples, @eq-two-samples-factor and @eq-repaired-bound on one pair for each image."
+    "Evaluate Eq. 9 as printed, Eq. 9 with its factor and the repaired bound on one pair for each image."
     with torch.no_grad():
         parts = [
             [model(s).double().cpu() for s in noisy_pair(x[i], radius, seed, index=i)]
@@ -182,7 +184,7 @@ def kl_divergence(
     logits_q: Tensor,  # (N, C) logits of q
     logits_p: Tensor,  # (N, C) logits of p
 ) -> Tensor:  # (N,) values KL(q ‖ p), at least 0 up to rounding
-    "Kullback–Leibler divergence, the second term of Eq. 11, @eq-proof-kl."
+    "Kullback–Leibler divergence, the second term of Eq. 11."
     q = logits_q.softmax(-1)
     return torch.where(q > 0, q * (class_losses(logits_p) - class_losses(logits_q)), 0.0).sum(-1)
 
@@ -199,7 +201,7 @@ def split_cross_entropy(
     logits_p: Tensor,  # (N, C) logits at x'
     logits_q: Tensor,  # (N, C) logits at x''
 ) -> Split:
-    "Equation 11, @eq-path-integral."
+    "The cross-entropy as Eq. 11 splits it."
     return Split(
         cross_entropy(logits_p, logits_q), cross_entropy(logits_q, logits_q), kl_divergence(logits_q, logits_p)
     )
@@ -220,7 +222,7 @@ def along_line(
     logits_q: Tensor,  # (classes,) logits of the fixed target q
     batch: int = 256,  # points at a time
 ) -> Along:
-    "The loss L(x, q) and its gradient on the straight line from x'' to x', @eq-proof-integral."
+    "The loss L(x, q) and its gradient on the straight line from x'' to x'."
     parts, way = [], x_to - x_from
     with frozen(model):
         for some in t.split(batch):
@@ -237,7 +239,7 @@ def crossing_panels(
     x_to: Tensor,  # image x', the same shape
     around: tuple = (2.0, 6.0, 16.0),  # where to cut beside a crossing, in units of w_i
 ) -> Tensor:  # (panels+1,) increasing times from 0 to 1
-    "Cuts of the line from x'' to x' that isolate what the layer does, @eq-crossings."
+    "Cuts of the line from x'' to x' that isolate what the layer does."
     a, way = x_from.flatten(), (x_to - x_from).flatten()
     t = thresholds(S.K, S.vmin, S.vmax, a.dtype, a.device)[:, None] + S.shift
     steps = (t - a) / way  # a pixel that stands still gives inf or NaN
@@ -275,7 +277,7 @@ def path_integral(
     logits_q: Tensor | None = None,  # (classes,) logits of the target q; default: those at x''
     cuts: Tensor | None = None,  # (panels+1,) increasing, 0 to 1; default: `crossing_panels`, or 64 equal panels
 ) -> PathIntegral:
-    """The integral of @eq-proof-integral by quadrature.
+    """The integral of Eq. 13 by quadrature.
     Raises ValueError for images that are not float64 and for an order below 1."""
     if x_from.dtype != torch.float64 or x_to.dtype != torch.float64:
         found = f"x_from and x_to are {x_from.dtype} and {x_to.dtype}"
@@ -299,7 +301,7 @@ def border_steps(
     x_from: Tensor,  # (C, H, W) image x'', float64
     x_to: Tensor,  # (C, H, W) image x', float64
     beside: float = 1e-11,  # how far before and after a crossing, in t
-) -> tuple[float, int]:  # the sum of the jumps of L(x, q) in @eq-proof-jumps, and the number of crossings
+) -> tuple[float, int]:  # the sum of the jumps of L(x, q) at the borders, and the number of crossings
     "What the line from x'' to x' gains at the inner borders of S, where Eq. 13 sees nothing."
     S, a, b = model.quantize, x_from.flatten(), x_to.flatten()
     at = (borders(S.K, S.vmin, S.vmax, a.dtype, a.device)[:, None] + S.shift - a) / (b - a)  # (K−1, pixels)
@@ -316,7 +318,7 @@ def fisher_trace(
     model: Callable,  # network in eval mode: images to logits; float64
     x: Tensor,  # (N, C, H, W) images
 ) -> Tensor:  # (N,) traces
-    "Trace of the Fisher information with respect to the input, @eq-small-noise: one backward pass for each class."
+    "Trace of the Fisher information with respect to the input: one backward pass for each class."
     x = x.detach().requires_grad_()
     logits = model(x)
     losses, q, total = class_losses(logits), logits.detach().softmax(1), 0.0
@@ -330,7 +332,7 @@ def sharp_areas(
     n: int,  # number of pixels
     K: int,  # quantization levels of S
 ) -> list[int]:  # entry m: number of pieces of the space with exactly m sharp pixels, m = 0 … n
-    "Pieces into which the thresholds cut the space, @eq-sharp-areas. Raises ValueError for n or K below 1."
+    "Pieces into which the thresholds cut the space. Raises ValueError for n or K below 1."
     if n < 1 or K < 1:
         raise ValueError(f"n={n}, K={K}: both must be at least 1")
     return [math.comb(n, m) * K**m * (K + 1) ** (n - m) for m in range(n + 1)]

@@ -26,14 +26,14 @@ import torch
 from tqdm.auto import tqdm
 
 from . import records
-from .attacks import layer_of
+from .attacks import check_number, layer_of
 from .networks import weights_digest
 
 # %% ../nbs/cells.ipynb #98bfad18
 @dataclass(frozen=True)
 class Cell:
     "A piece of work with a file of its own."
-    kind: str  # its file is runs/<kind>-<hash>/record.json
+    kind: str  # its file is `runs/<kind>-<hash>/record.json`
     content: dict  # what names it: JSON values
     work: Callable  # function of a module → JSON values by name
     given: dict  # its keyword arguments, networks and images among them
@@ -80,6 +80,7 @@ class Workers:
         device: str = "cpu",  # torch device the cells run on
         progress: bool = True,  # show a bar
     ):
+        check_number("workers", n, 1)
         if n > 1 and torch.device(device).type != "cpu":
             raise ValueError(f"workers={n} is not possible on {device}: processes share a CPU, no GPU; use workers=1")
         self.n, self.progress, self.pool = n, progress, None
@@ -242,14 +243,15 @@ def made_from(
     part: str,  # for example 'box attack'
     model: str,  # whose
     runs: list[dict],  # records, or their `origin`
-) -> dict:  # part, model, kinds (folders), digests, commits, seconds and cpu_seconds of all of them
+) -> dict:  # part, model, kinds (folders), hashes and digests, commits, seconds and cpu_seconds of all
     "Which run files a part of a record comes from."
     runs = sorted(runs, key=lambda r: (r["kind"], r["hash"]))
     commits = Counter((r["provenance"]["commit"], r["provenance"]["dirty"]) for r in runs)
     total = lambda k: round(sum(r["provenance"].get(k) or 0.0 for r in runs), 2)
     return {
         "part": part, "model": model,
-        "kinds": sorted({r["kind"] for r in runs}), "digests": [r["digest"] for r in runs],
+        "kinds": sorted({r["kind"] for r in runs}),
+        "hashes": [r["hash"] for r in runs], "digests": [r["digest"] for r in runs],
         "commits": [{"commit": c, "dirty": d, "files": n} for (c, d), n in sorted(commits.items(), key=str)],
         "seconds": total("seconds"), "cpu_seconds": total("cpu_seconds"),
     }  # fmt: skip

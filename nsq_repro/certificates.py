@@ -18,8 +18,9 @@ import torch.nn.functional as TF
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .attacks import ball, check_inputs, full_precision, taken_apart
+from .attacks import ball, check_inputs, check_number, full_precision, taken_apart
 from .correlated_errors import relate_errors
+from .intervals import affine, interval, lowest_margins
 from nsq_repro.programs import (
     AFFINE,
     Affine,
@@ -32,7 +33,7 @@ from nsq_repro.programs import (
     read_program,
 )
 from .quantization import output_values
-from .zonotopes import ForwardPass, Planes, Zonotope, affine, forward, interval
+from .zonotopes import ForwardPass, Planes, Zonotope, forward
 
 # %% ../nbs/certificates.ipynb #ed379111
 def margins(
@@ -42,9 +43,7 @@ def margins(
 ) -> Tensor:  # (N, classes) lower bounds on F_y − F_j; 0 for j = y
     "The lowest margins over a zonotope."
     lead = lambda t, y: t.gather(1, y[:, None]) - t
-    weight = layer.weight.detach().to(z.centre.dtype)
-    differences = (weight[:, None] - weight).abs()[y]
-    low = lead(affine(layer, z.centre), y) - differences.matmul(z.radius[..., None])[..., 0]
+    low = lowest_margins(layer, z.centre, z.radius, y)
     for term in z.terms:
         out = term.map(lambda rows: rows.affine(layer))
         low = low + out.map(lambda rows: rows.over_all_units(lead(rows.values, term.of_rows(y)))).reach()[0]
@@ -465,6 +464,10 @@ def certify(
     "Prove or break each image. Raises ValueError for a wrong argument, and for a network that cannot be read."
     if method not in METHODS[2:]:
         raise ValueError(f"method={method!r}; choose one of {', '.join(METHODS[2:])}")
+    for name, value, least in (("boxes", boxes, 0), ("leaf", leaf, 0), ("batch", batch, 1), ("slack", slack, 0.0)):
+        check_number(name, value, least)
+    if not gain > 0:
+        raise ValueError(f"gain={gain!r}; it must be a number above 0 (inf: never give up)")
     target = _Target.of(model, x, method, slack, gain, leaf)
     x, y, eps = check_inputs(model, x, y, eps) if len(x) else (x, y, torch.zeros(0))
     eps = eps.flatten().expand(len(x))
@@ -492,6 +495,9 @@ def exact_hard(
     **options,  # of `certify`
 ) -> Certificates:
     "Decide images of a hard-quantized network exactly. Raises ValueError for a network with another layer, or none."
+    check_number("limit", limit, 0)
+    if limit > 30:
+        raise ValueError(f"limit={limit}: up to 2^{limit} points for each image; at most 30 is possible")
     S: Any = taken_apart(model)[1]
     if S is None or not math.isinf(S.alpha):
         what = "no quantization layer" if S is None else S

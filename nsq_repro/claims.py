@@ -1100,7 +1100,7 @@ def claims_item(
 def save(
     scale: str | None = None,  # None: every scale that has records
 ) -> list[Path]:  # the files
-    "Write figures/<scale>/claims.md, .csv and .json."
+    "Write claims.md, .csv and .json into the scale's folder of figures."
     scales = [scale] if scale else [s for s in scales_for() if any(records.figure_dir(s).glob("*.json"))]
     written = []
     for s in scales:

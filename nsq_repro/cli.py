@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'HelpWithParameters', 'add_run', 'parser', 'executed_path', 'run_notebook', 'copy_outputs', 'run', 'age',
-           'figures', 'runs', 'table', 'list_', 'verify', 'readme', 'main']
+           'figures', 'runs', 'table', 'list_', 'verify', 'doctor', 'clean', 'readme', 'main']
 
 # %% ../nbs/cli.ipynb #6301ca5f
 import argparse
@@ -29,6 +29,8 @@ EXAMPLES = """examples:
   nsq-repro run parameter_study --list         one command for each part that is missing, for any scheduler
   nsq-repro list                               records and figures there are: scale, data, n, age
   nsq-repro verify                             is every committed figure and table what its record says?
+  nsq-repro doctor                             versions, machine, data, space: what is there, what is broken
+  nsq-repro clean                              what could be removed, and how much space that frees
 
 scales: smoke = images that come with scikit-learn, minutes; cpu = real data, fewer iterations and images;
 paper = the paper's protocol. Runs are kept under runs/ by the hash of their spec: what is done is not done
@@ -69,13 +71,17 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
     )
     p.add_argument("--version", action="version", version=f"nsq-repro {nsq_repro.__version__}")
-    sub = p.add_subparsers(dest="command", required=True, metavar="run|list|verify|readme")
+    sub = p.add_subparsers(dest="command", required=True, metavar="run|list|verify|readme|doctor|clean")
     add_run(sub)
     listing = sub.add_parser("list", help="what there is: figures by scale, and runs, finished or not")
     listing.add_argument("--json", action="store_true", help="as JSON")
     check = sub.add_parser("verify", help="make figures, tables and verdicts again and compare; status 1 on a mismatch")
     check.add_argument("--scale", choices=SCALES[1:], help="only this scale (default: cpu and paper, which are kept)")
     sub.add_parser("readme", help="write the tables and sentences of README.md from the records")
+    sub.add_parser("doctor", help="versions, machine, data sets, space, runs; status 1 if something is broken")
+    cleaning = sub.add_parser("clean", help="show what can be removed: temporary files, unfinished runs, decoded data")
+    cleaning.add_argument("--yes", action="store_true", help="remove it")
+    cleaning.add_argument("--runs", action="store_true", help="finished runs and executed notebooks too")
     return p
 
 # %% ../nbs/cli.ipynb #75b4fa32
@@ -249,6 +255,8 @@ def verify(
     scale = args.scale or next(iter(kept), None) or records.present_scale()
     print(f"\nclaims, {f'scale {scale}' if scale else 'no records yet'}\n")
     print(table([_claim_row(r) for r in claims.claims_rows(scale)], ["verdict", "paper", "printed", "here"]))
+    if dirty := [r["file"] for r in found if "with uncommitted changes" in r["said"]]:
+        print(f"\n{len(dirty)} records were computed with uncommitted changes:", *dirty, sep="\n")
     wrong = [f"{r['file']}: {p}" for r in found for p in r["problems"]]
     print(f"\n{len(wrong)} mismatches in {len(found)} files:" if wrong else f"\nverified {len(found)} files")
     print(*wrong, sep="\n")
@@ -259,6 +267,48 @@ def _claim_row(row):
     "A claim in columns that fit a terminal."
     values = {**row, "paper": f"p. {row['page']}: {row['says']}", "here": row["ours"]}
     return {k: textwrap.shorten(str(v), 60, placeholder=" …") for k, v in values.items()}
+
+# %% ../nbs/cli.ipynb #9dd94de3
+def doctor(
+    args: argparse.Namespace,  # nothing
+) -> int:  # exit status
+    "The command `doctor`."
+    from nsq_repro import reliability
+
+    found = reliability.doctor()
+    print(*reliability.report_lines(found), sep="\n")
+    return int(any(f.state.startswith("broken") for findings in found.values() for f in findings))
+
+# %% ../nbs/cli.ipynb #71b4022c
+def clean(
+    args: argparse.Namespace,  # yes, runs
+) -> int:  # exit status
+    "The command `clean`."
+    from nsq_repro import reliability
+
+    found, size = reliability.leftovers(args.runs), reliability.size_text
+    if not found:
+        print("nothing to remove")
+        return 0
+    print(table([{"what": f.kind, "size": size(f.size), "path": f.path} for f in found], ["what", "size", "path"]))
+    print(f"\n{len(found):,} of them, {size(sum(f.size for f in found))}")
+    if not args.yes:
+        print("nothing was removed; --yes removes them" + (", unfinished runs would start again" if found else ""))
+        return 0
+    problems = reliability.remove(found)
+    print(*problems, sep="\n", file=sys.stderr)
+    print(f"removed {len(found) - len(problems):,}")
+    return int(bool(problems))
+
+# %% ../nbs/cli.ipynb #f89c6959
+def _open_streams():
+    "Standard output and error that can be written to, whatever was closed and whatever the locale."
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 # %% ../nbs/cli.ipynb #88cc85a1
 def readme(
@@ -276,9 +326,18 @@ def main(
     argv: list[str] | None = None,  # arguments; None: those of the process
 ) -> int:  # exit status
     "Entry point of `nsq-repro`."
+    _open_streams()
     args = parser().parse_args(argv)
+    commands = {
+        "run": run, "list": list_, "verify": verify, "readme": readme, "doctor": doctor, "clean": clean
+    }
     try:
-        return {"run": run, "list": list_, "verify": verify, "readme": readme}[args.command](args) or 0
+        status = commands[args.command](args) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # who reads has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, FileNotFoundError, OSError) as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
         return 1

@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from .intervals import affine
 from .programs import AFFINE, Maximum, Program
 from nsq_repro.zonotopes import (
     Patches,
@@ -20,7 +21,6 @@ from nsq_repro.zonotopes import (
     Term,
     Zonotope,
     above_mean,
-    affine,
     rows_of_units,
     windows,
 )

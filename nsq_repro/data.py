@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PHOTO_AREAS', 'MNIST_FILES', 'MNIST_FINGERPRINTS', 'CIFAR_CLASSES', 'CIFAR_FILES', 'CIFAR_COPIES', 'IMAGE_FILES',
-           'LEFT_BEHIND', 'DATASETS', 'fingerprint', 'Dataset', 'data_root', 'load', 'available', 'crop_flip',
-           'pixels_near', 'pixel_record', 'slope_record']
+           'LEFT_BEHIND', 'DATASETS', 'fingerprint', 'Dataset', 'data_root', 'decoded_copies', 'load', 'available',
+           'crop_flip', 'pixels_near', 'pixel_record', 'slope_record']
 
 # %% ../nbs/data.ipynb #f809b873
 import hashlib
@@ -434,10 +434,16 @@ def _alone(path):
     finally:
         lock.release()
 
+# %% ../nbs/data.ipynb #9ea33cd2
+def _places_of_copies(root, split):
+    "Where the decoded copy of a folder of images may lie, the first choice first."
+    file = Path("cifar10") / f"decoded-{split}.safetensors"
+    return list(dict.fromkeys((root / file, _cache_folder() / file)))
+
 
 def _load_folder(split, folder):
-    files, total, file = _image_files(folder), _total(folder), Path("cifar10") / f"decoded-{split}.safetensors"
-    state, places = _folder_state(files), dict.fromkeys((folder.parents[1] / file, _cache_folder() / file))
+    files, total = _image_files(folder), _total(folder)
+    state, places = _folder_state(files), _places_of_copies(folder.parents[1], split)
     with _alone(next(iter(places))):
         for path in places:
             if data := _read_decoded(path, state, split, total):
@@ -453,6 +459,14 @@ def _load_folder(split, folder):
             except OSError:
                 continue
     return data
+
+# %% ../nbs/data.ipynb #53c0e08c
+def decoded_copies(
+    root=None,  # as for `load`
+) -> list[Path]:  # files
+    "Decoded copies of image folders that are there."
+    places = [p for split in ("train", "test") for p in _places_of_copies(data_root(root), split)]
+    return [p for p in places if p.is_file()]
 
 # %% ../nbs/data.ipynb #6981f091
 def _load_cifar10(split, root, download):
@@ -521,7 +535,7 @@ def pixels_near(
     t: float = 0.5,  # threshold, in [0, 1]
     eps: float = 0.3,  # half the width of the band, at least 0
 ) -> Tensor:  # (N,) int64: pixels of each image with |x − t| ≤ eps
-    """Number of pixels of each image that a perturbation of `eps` can carry over the threshold `t` (@eq-data-pixels).
+    """Number of pixels of each image that a perturbation of `eps` can carry over the threshold `t`.
     Raises ValueError for images that are not floats in [0, 1]."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         found = x.dtype if isinstance(x, Tensor) else type(x).__name__

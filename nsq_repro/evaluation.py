@@ -16,7 +16,19 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import records
-from .attacks import LOSSES, SETTINGS, as_found, check_inputs, finite, full_precision, pgd, taken_apart
+from nsq_repro.attacks import (
+    LOSSES,
+    SETTINGS,
+    as_found,
+    check_inputs,
+    check_number,
+    finite,
+    full_precision,
+    pgd,
+    taken_apart,
+)
+from .data import Dataset
+from .networks import weights_digest
 from .statistics import wilson
 
 # %% ../nbs/evaluation.ipynb #13edf451
@@ -70,11 +82,13 @@ def outcomes_at(
     spec: AttackSpec,  # the attack
     batch_size: int = 250,  # images at a time
     on_batch: Callable = lambda n: None,  # called with the number of images done
+    first: int = 0,  # place of the first image in its set: random starts follow from places
 ) -> dict[str, np.ndarray]:  # 'last' and 'worst': (N,) bool, classified correctly in that accounting
     "Which images survive the attack at one radius. Raises ValueError for logits that are not finite."
     last, worst = [], []
     for i in range(0, len(y), batch_size):
-        xb, yb, index = x[i : i + batch_size], y[i : i + batch_size], torch.arange(i, min(i + batch_size, len(y)))
+        xb, yb = x[i : i + batch_size], y[i : i + batch_size]
+        index = torch.arange(first + i, first + i + len(yb))
         if eps == 0:
             with as_found(model), torch.no_grad():
                 ok = (finite(model(xb)).argmax(1) == yb,) * 2
@@ -174,7 +188,11 @@ def evaluate(
     batch_size: int | None = None,  # images at a time; default 100 on the CPU (what fits its caches), 2,000 on a GPU
     on_batch: Callable = lambda n: None,  # called with the number of images done
 ) -> dict:  # record with two series
-    "One curve of a trained network, kept under runs/. Raises ValueError when there are too few images."
+    "One curve of a trained network, kept under runs/. Raises ValueError for wrong arguments and too few images."
+    records.check_kind("data", data, Dataset, "load(…)")
+    records.check_kind("spec", spec, AttackSpec, "AttackSpec(…)")
+    records.check_device(device)
+    check_number("batch_size", 1 if batch_size is None else batch_size, 1)
     if spec.n_test > len(data.y):
         has = f"{data.title} has only {len(data.y)} {data.split} images"
         raise ValueError(f"n_test={spec.n_test}, but {has}; choose n_test up to that")
@@ -190,7 +208,7 @@ def evaluate(
         x, y = used.floats(device=device), used.y.to(device)
         at = lambda e: outcomes_at(model, x, y, e, spec, batch_size, count)
         cells = [_cell(folder / f"eps-{e!r}.json", lambda e=e: at(e)) for e in spec.eps]
-        return _curve(spec, key, used, batch_size, device, cells)
+        return _curve(spec, key, weights_digest(model.state_dict()), used, batch_size, device, cells)
 
     record = records.cached(eval_key(spec, key, data), "eval", compute, refresh)
     on_batch(spec.n_test * len(spec.eps) - done)
@@ -209,11 +227,12 @@ def _cell(path, compute):
     return saved | {k: records.unpack(saved[k], saved["n"]) for k in ("last", "worst")}
 
 
-def _curve(spec, key, used, batch_size, device, cells):
+def _curve(spec, key, weights, used, batch_size, device, cells):
     "What the record of a curve says."
     seconds, cpu_seconds = (round(sum(c[k] for c in cells), 2) for k in ("seconds", "cpu_seconds"))
     return {
         "attack": records.spec_dict(spec, defaults=True), "model": key["model"], "train_hash": records.spec_hash(key),
+        "weights": weights,
         "seed": spec.seed, "seconds": seconds, "cpu_seconds": cpu_seconds, "batch_size": batch_size,
         "data": used.describe(),
         "series": series(spec.eps, cells, model=key["model"], setting=spec.setting, loss=spec.loss),

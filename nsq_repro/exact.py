@@ -52,7 +52,7 @@ def log_slope(
     S: SoftQuantize,  # the layer, alpha finite
     x: Tensor,  # pixels, float, any shape
 ) -> Tensor:  # log S'(x), finite, shape of x
-    "Logarithm of the layer's derivative, @eq-exact-log-slope."
+    "Logarithm of the layer's derivative."
     x = x - S.shift
     t = thresholds(S.K, S.vmin, S.vmax, x.dtype, x.device)[cell_index(x, S.K, S.vmin, S.vmax)]
     v = S.alpha / (S.vmax - S.vmin) * (x - t)
@@ -85,7 +85,7 @@ class _ClosedForm(StraightThrough):
 def closed_form(
     model: Callable,  # a `SoftQuantNet` with finite alpha, wrapped or not
 ) -> nn.Module:  # F(S(x)), whose input gradient never underflows: for `pgd` and `loss_gradient`
-    "The network with the slope of @eq-exact-log-slope in its backward pass. Raises ValueError without such a layer."
+    "The network with the logarithm of the slope in its backward pass. Raises ValueError without such a layer."
     F, S = taken_apart(model)
     if not math.isfinite(getattr(S, "alpha", math.inf)):
         how = "hard quantization has no slope, use surrogate(model, 'bpda_ste')"
@@ -191,7 +191,7 @@ def judged(
 
 # %% ../nbs/exact.ipynb #0d5c799d
 class ReachableBox(NamedTuple):
-    "The ε-balls in front of the layer and their images behind it, @eq-exact-box."
+    "The ε-balls in front of the layer and their images behind it."
 
     F: Callable  # network behind the layer
     S: Callable  # the layer; the identity where there is none
@@ -236,7 +236,7 @@ def reachable_box(
     x: Tensor,  # (N, C, H, W) images in the network's range
     e,  # l∞ radius: a number, or a tensor that broadcasts
 ) -> ReachableBox:
-    "The reachable box, @eq-exact-box. Raises ValueError for a layer that is hidden or has no inverse."
+    "What the layer can output on the ε-ball, a box. Raises ValueError for a layer that is hidden or has no inverse."
     F, S = taken_apart(model, x)
     if S is not None and not hasattr(S, "inverse"):
         needs = "the box attack needs one with an inverse, like SoftQuantize"
@@ -316,7 +316,7 @@ def climb(
     loss: str = "ce",  # 'ce', 'cw' or 'dlr'
     target: Tensor | None = None,  # (N,) classes; then the loss is how far the target leads the true class
 ) -> Outcome:  # images that broke an example, or else its best iterate
-    "One search over the reachable box, @eq-exact-step."
+    "One search over the reachable box."
     out, ok, first = torch.empty_like(box.x), torch.ones_like(y, dtype=torch.bool), None
     best = torch.full_like(box.x.flatten(1)[:, 0], -math.inf)
     s, marks = {"i": torch.arange(len(y), device=y.device), "u": u, "old": u}, _checkpoints(steps)
@@ -422,7 +422,7 @@ def flip_search(
     flips: int = 50,  # changes at most
     batch_size: int = 512,  # candidates at a time
 ) -> Outcome:  # `first` and `best`: minus the lead of the true class, at the start and at the end
-    "Greedy search over levels, @eq-exact-flip: pixels × K forward passes a flip. Raises ValueError."
+    "Greedy search over levels: pixels × K forward passes a flip. Raises ValueError."
     x, y, e = check_inputs(model, x, y, eps, "cw", flips=(flips, 1), batch_size=(batch_size, 1))
     with as_found(model):
         box = reachable_box(model, x, e)
@@ -472,7 +472,7 @@ def bracket(
     certified: list,  # for each radius (N,) booleans: a certificate holds
     **labels,  # model, and whatever else the series should say
 ) -> list[dict]:  # two series in the shape of `evaluation.series`, accounting 'attacked' and 'certified'
-    """The robust accuracy from above and below, @eq-exact-bracket.
+    """The robust accuracy from above and below.
     Raises ValueError when an image is both certified and broken, or shapes differ."""
     upper, lower = (np.stack([_booleans(v) for v in part]) for part in (attacked, certified))
     if not len(eps) == len(upper) == len(lower) or upper.shape != lower.shape or list(eps) != sorted(set(eps)):

@@ -7,7 +7,7 @@ __all__ = ['WORDS', 'CONVERTERS', 'SCALES', 'COMPARED', 'parameter', 'convert', 
            'parameter_rows', 'Experiment', 'experiment_names', 'find_experiment', 'Protocol', 'choose_device',
            'choose_scale', 'variant_name', 'decide', 'TrainingParameters', 'AttackParameters', 'datasets',
            'run_protocol', 'progress_rows', 'Finished', 'recipe_costs', 'train_and_attack', 'recipe_rows',
-           'accuracy_record']
+           'evaluation_row', 'accuracy_record', 'runs_of']
 
 # %% ../nbs/experiments.ipynb #04bbc16e
 import difflib
@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from . import records
 from .attacks import LOSSES, SETTINGS
+from .cells import made_from
 from .data import load
 from .evaluation import AttackSpec, eval_key, evaluate, settings_of
 from .training import RECIPES, recipe, train, train_key, training_cost
@@ -128,6 +129,8 @@ def _checked(value, rules):
     values = value if isinstance(value, tuple) else () if value is None else (value,)
     if value == ():
         raise ValueError("at least one is wanted")
+    if twice := [v for i, v in enumerate(values) if v in values[:i]]:
+        raise ValueError(f"{twice[0]} is given twice")
     for v in values:
         if rules["one_of"] and v not in rules["one_of"]:
             near = difflib.get_close_matches(str(v), [str(o) for o in rules["one_of"]], 1)
@@ -235,9 +238,7 @@ def choose_device(
     "The device to use: CUDA where it is present, unless another is asked for. Raises ValueError when it is not there."
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}, but PyTorch sees no CUDA device here; use device='cpu' or 'auto'")
-    return device
+    return records.check_device(device)
 
 # %% ../nbs/experiments.ipynb #aff9ca8b
 def choose_scale(
@@ -428,6 +429,14 @@ def recipe_rows(
         rows.append({**what, **how, "optimizer": t.optimizer, "precision": t.precision})
     return rows
 
+# %% ../nbs/experiments.ipynb #a2fd6a37
+def evaluation_row(
+    record: dict,  # evaluation record
+) -> dict:  # hash, train_hash, weights (digest; None in older records), setting, loss, …
+    "What a figure's record keeps of a curve besides its series."
+    kept = {k: record[k] for k in ("hash", "train_hash", "model", "seconds", "batch_size", "provenance")}
+    return kept | {"weights": record.get("weights")} | {k: record["attack"][k] for k in ("setting", "loss")}
+
 # %% ../nbs/experiments.ipynb #7f5ae3cf
 def accuracy_record(
     p: Protocol,  # what was run
@@ -435,7 +444,7 @@ def accuracy_record(
     evaluated: list,  # evaluation records
     cost: dict,  # record of `training_cost`
 ) -> dict:  # what Figure 3 and the tables are drawn from
-    "All of the experiment in one record: curves with outcomes, specs, times, provenance."
+    "All of the experiment in one record: curves with outcomes, specs, times, provenance, the run files used."
     last = max(evaluated, key=lambda r: r["provenance"]["finished"])
     return {
         "scale": p.scale,
@@ -451,10 +460,14 @@ def accuracy_record(
             }
             for r in trained
         },
-        "evaluations": [
-            {k: r[k] for k in ("hash", "train_hash", "model", "seconds", "batch_size", "provenance")}
-            | {k: r["attack"][k] for k in ("setting", "loss")}
-            for r in evaluated
+        "evaluations": [evaluation_row(r) for r in evaluated],
+        "runs": [
+            *(made_from("training", r["spec"]["model"], [r]) for r in trained),
+            *(
+                made_from("curves", m, [r for r in evaluated if r["model"] == m])
+                for m in dict.fromkeys(r["model"] for r in evaluated)
+            ),
+            made_from("timing", "all", [cost]),
         ],
         "missing": sorted(
             {(t.model, a.setting, a.loss) for t in p.train for a in p.attacks if a.setting in settings_of(t)}
@@ -462,3 +475,11 @@ def accuracy_record(
         ),
         "cost": {k: cost[k] for k in ("seconds_per_iteration", "specs", "provenance")},
     }
+
+# %% ../nbs/experiments.ipynb #c0f74d9b
+def runs_of(
+    record: dict,  # of `accuracy_record`
+    *parts: str,  # 'training', 'curves', 'timing'
+) -> dict:  # runs: the run files of these parts, see `cells.made_from`
+    "Which run files a figure was made from that uses only a part of an experiment."
+    return {"runs": [r for r in record["runs"] if r["part"] in parts]}

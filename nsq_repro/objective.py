@@ -19,6 +19,7 @@ from nsq_repro.attacks import (
     LOSSES,
     SignedSteps,
     ball,
+    check_inputs,
     frozen,
     layer_of,
     loss_steps,
@@ -47,7 +48,8 @@ def inner_maximum(
     loss: str = "ce",  # 'ce', 'cw' or 'dlr'
     setting: str = "pgd",  # what the gradients are taken from: 'pgd' or 'bpda_ste'
 ) -> Tensor:  # (N,) the largest loss of an iterate, a lower bound of the maximum
-    "The inner maximum of @eq-min-max as PGD sees it. Raises ValueError for an unknown setting."
+    "The inner maximum of the min-max objective as PGD sees it. Raises ValueError for a wrong argument."
+    x, y, _ = check_inputs(model, x, y, eps, loss, steps=(steps, 1), step_size=(step_size, 0.0))
     f, bounds = surrogate(model, setting), ball(x, eps)
     best = torch.full_like(x[:, 0, 0, 0], -torch.inf)
     with frozen(model):
@@ -62,7 +64,7 @@ def predicted_increase(
     grad: Tensor,  # (N, …) input gradients
     step_size: float,  # length of the step, in [0, 1] pixel units
 ) -> Tensor:  # (N,) increases
-    "First-order increase of the loss in one unclipped step of PGD, @eq-pgd-increment."
+    "First-order increase of the loss in one unclipped step of PGD."
     return step_size * grad.flatten(1).abs().sum(1)
 
 # %% ../nbs/objective.ipynb #491d099a
@@ -84,12 +86,10 @@ def pgd_path(
     setting: str = "bpda_ste",  # signs as in exact arithmetic ('bpda_ste'), or as autograd sees them ('pgd')
     x_start: Tensor | None = None,  # (B, C, H, W) where to start; default: x
 ) -> Path:
-    "Walk @eq-pgd and record it. Raises ValueError for a wrong argument."
+    "Walk a path of PGD and record it. Raises ValueError for a wrong argument."
     if setting not in ("pgd", "bpda_ste"):
         raise ValueError(f"setting={setting!r}: choose 'pgd' or 'bpda_ste' ('bpda' follows F without S)")
-    if steps < 1 or not step_size > 0 or not 0 <= eps <= 1:
-        wanted = "at least one step of positive length, and a radius in [0, 1] (8/255, not 8)"
-        raise ValueError(f"steps={steps}, step_size={step_size}, eps={eps}: {wanted}")
+    x, y, _ = check_inputs(model, x, y, eps, loss, steps=(steps, 1), step_size=(step_size, 0.0))
     bounds, seen_by = ball(x, eps), (lambda _: 1) if setting == "bpda_ste" else (lambda x: _slope_seen(model, x))
 
     def direction(xt, index):
@@ -113,7 +113,7 @@ def _slope_seen(model, x):
 
 # %% ../nbs/objective.ipynb #67464904
 class Increments(NamedTuple):
-    "The parts of @eq-increment-parts, each (N, batch)."
+    "The parts of the increase of the loss in a step, each (N, batch)."
     true: Tensor  # L(x_{t+1}) − L(x_t)
     predicted: Tensor  # s‖g_t‖₁
     clipping: Tensor  # g_t · (d_t − s sign g_t), at most 0
@@ -128,7 +128,7 @@ def increments(
     path: Path,  # of `pgd_path`
     step_size: float,  # the step it was walked with
 ) -> Increments:
-    "Split the increase of each step, @eq-increment-parts."
+    "Split the increase of the loss in each step into its parts."
     def dot(a, b): return (a * b).flatten(2).sum(2)
     true, moved = path.loss.diff(dim=0), path.x.diff(dim=0)
     predicted = torch.stack([predicted_increase(g, step_size) for g in path.grad])
@@ -145,7 +145,7 @@ def measure_increments(
     step_size: float = 0.01,  # length of a step
     setting: str = "bpda_ste",  # of `pgd_path`
 ) -> dict:  # name → `Increments`, each part (steps, n)
-    "The parts of @eq-increment-parts along real PGD paths without random start."
+    "The parts of the loss's increase along real PGD paths without random start."
     x, y = data.floats(slice(n)).double(), data.y[:n]
     return {
         m: increments(pgd_path(net, x, y, eps, steps, step_size, setting=setting), step_size) for m, net in nets.items()
@@ -186,7 +186,7 @@ def l1_objective(
     steps: int = 1,  # number of steps of the path
     loss: str = "ce",  # 'ce', 'cw' or 'dlr'
 ) -> Tensor:  # (N,) values, differentiable in the weights; the iterates are held fixed
-    "The objective of @eq-l1-objective."
+    "Equation 5: the loss plus ε/steps times the l1 norm of its input gradient at each step of PGD."
     with frozen(model):
         points = pgd_path(model, x, y, eps, steps, eps / steps, loss).x[:-1]
     norms = [input_gradient_l1(model, p, y, loss, create_graph=True) for p in points]
@@ -205,7 +205,7 @@ def hoelder_bounds(
     outer: Tensor,  # (N, …) first factor, ∇_z L
     inner: Tensor,  # (N, …) second factor, S'(x) ≥ 0
 ) -> HoelderBounds:
-    "Both sides of @eq-hoelder and @eq-hoelder-exchanged."
+    "Both sides of Hölder's inequality, and of the same with the exponents exchanged."
     a, b = outer.flatten(1).abs(), inner.flatten(1)
     return HoelderBounds((a * b).sum(1), a.amax(1) * b.sum(1), a.sum(1) * b.amax(1), a.amax(1) * b.amax(1))
 
@@ -246,7 +246,7 @@ def layer_bounds(
 ) -> (
     dict
 ):  # layer → (largest column sum, (N,) ‖gradient at its input‖∞, (N,) ‖gradient at its output‖∞), from the input on
-    "The two sides of @eq-layer-bound, layer by layer, for the cross-entropy of F behind the layer S."
+    "The two sides of the bound, layer by layer, for the cross-entropy of F behind the layer S."
     F, S = taken_apart(model)
     z = S(x) if S else x
     seen, z = {}, z.detach().requires_grad_()
@@ -288,7 +288,7 @@ def mean_slope(
     x: Tensor,  # pixels in [0, 1], any shape
     radius: float,  # r > 0 of the uniform noise, not clipped
 ) -> Tensor:  # shape of x
-    "Mean of S' over uniform noise, @eq-mean-slope."
+    "Mean of S' over uniform noise."
     return (S(x + radius) - S(x - radius)) / (2 * radius)
 
 # %% ../nbs/objective.ipynb #fadc06de
@@ -297,7 +297,7 @@ def choose_pixels(
     eps: float,  # l∞ radius
     count: int = 20,  # how many at most
 ) -> tuple[Tensor, bool]:  # flat indices, increasing, at least two; True: all can move by eps in both directions
-    """Pixels for @fig-mnist-iterates: free to move, evenly spaced; where there are not two of them,
+    """Pixels for Figure 1 on MNIST: free to move, evenly spaced; where there are not two of them,
     the two nearest to 1/2."""
     values = x.flatten()
     free = ((values >= eps) & (values <= 1 - eps)).nonzero()[:, 0]

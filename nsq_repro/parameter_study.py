@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from . import cifar, experiments, records
 from .attacks import SETTINGS
+from .cells import made_from
 from .cifar import ALPHAS, NETWORK, full_name
 from .evaluation import eval_key
 from nsq_repro.experiments import (
@@ -19,6 +20,7 @@ from nsq_repro.experiments import (
     TrainingParameters,
     datasets,
     decide,
+    evaluation_row,
     parameter,
     progress_rows,
     read,
@@ -88,7 +90,7 @@ def study_record(
     test,  # test `Dataset`
 ) -> dict:  # what Figures 5 to 7 and the decomposition are drawn from; 'missing': cells without all of their curves
     "Gather the cells that are there. Raises FileNotFoundError where there is none."
-    series, trainings, evaluations, missing = [], [], [], []
+    series, trainings, evaluations, runs, missing = [], [], [], [], []
     for (K, alpha), cell in cells.items():
         key = train_key(cell.train[0], fit.fingerprint)
         curves = [records.run_file(eval_key(a, key, test), "eval") for a in cell.attacks]
@@ -98,17 +100,19 @@ def study_record(
             continue
         training, *curves = map(records.load_record, files)
         series += [{**s, "K": K, "alpha": alpha} for r in curves for s in r["series"]]
-        trainings.append(
-            {"K": K, "alpha": alpha, **{k: training[k] for k in ("hash", "spec", "seconds", "losses", "provenance")}}
-        )
-        evaluations += curves
+        at, kept = {"K": K, "alpha": alpha}, ("hash", "spec", "seconds", "losses", "provenance")
+        trainings.append({**at, **{k: training[k] for k in kept}})
+        evaluations += [(at, r) for r in curves]
+        runs += [{**at, **made_from(part, "nsq", of)} for part, of in (("training", [training]), ("curves", curves))]
     if not evaluations:
         how = "run the notebook with compute=True, or the commands of `nsq-repro run parameter_study --list`"
         raise FileNotFoundError(f"none of the {len(cells)} cells is there yet; {how}")
-    last = max(evaluations, key=lambda r: r["provenance"]["finished"])
+    last = max((r for _, r in evaluations), key=lambda r: r["provenance"]["finished"])
     return {
         "scale": p.scale, "seed": p.seed, "data": last["data"], "provenance": last["provenance"],
         "attack": {k: v for k, v in last["attack"].items() if k != "loss"}, "series": series, "trainings": trainings,
+        "evaluations": [{**at, **evaluation_row(r)} for at, r in evaluations], "runs": runs,
+        "train_data": fit.describe(),
         "missing": missing, "spec": {"K": sorted({k for k, _ in cells}), "alphas": sorted({a for _, a in cells})},
     }
 
@@ -164,7 +168,7 @@ def at_alpha(
 ) -> dict | None:  # the part of the record that belongs to it, or None where there is none
     "Record of one of Figures 5 to 7."
     alpha = dict(enumerate(record["spec"]["alphas"])).get(i)
-    part = {k: [r for r in record[k] if r["alpha"] == alpha] for k in ("series", "trainings")}
+    part = {k: [r for r in record[k] if r["alpha"] == alpha] for k in ("series", "trainings", "evaluations", "runs")}
     return (
         {
             **record, **part, "missing": [m for m in record["missing"] if m[1] == alpha],

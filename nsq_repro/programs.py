@@ -305,6 +305,8 @@ def read_program(
     F: nn.Module,  # a network from images to logits, whose last step is Linear
 ) -> Program:  # the weights are shared with F
     "What F computes. Raises `NoBounds` for what there are no bounds for, ValueError for what may do anything."
+    if not isinstance(F, nn.Module):
+        raise ValueError(f"F is a {type(F).__name__}; certificates need an nn.Module")
     check_modules(F)
     F = nn.Sequential(F) if type(F).__module__.startswith("torch.nn") and not isinstance(F, nn.Sequential) else F
     reader = _Reader(F)

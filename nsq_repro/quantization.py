@@ -85,6 +85,8 @@ def _count_below(x, points):
 
 def _working(x):
     "`x` in the type the staircase is computed in: float64 stays, all other float types become float32."
+    if not isinstance(x, Tensor):
+        raise ValueError(f"x is a {type(x).__name__}; pixels are a float tensor: torch.as_tensor(x)")
     if not x.is_floating_point():
         raise ValueError(f"x must hold floating-point pixels, got {x.dtype}; convert first, e.g. x.float() / 255")
     return x if x.dtype == torch.float64 else x.float()
@@ -229,7 +231,7 @@ class SoftQuantize(nn.Module):
     ):
         super().__init__()
         _check(K, alpha, vmin, vmax)
-        if not abs(shift) < (vmax - vmin) / 2:
+        if not isinstance(shift, numbers.Real) or not abs(shift) < (vmax - vmin) / 2:
             raise ValueError(f"shift must be less than half of the range {vmin:g} to {vmax:g}, got {shift!r}")
         self.K, self.alpha, self.shift = int(K), float(alpha), float(shift)
         self.vmin, self.vmax = float(vmin), float(vmax)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'LABELS', 'SETTING_LABELS', 'LOSS_LABELS', 'ACCOUNTING_LABELS', 'spec_dict', 'canonical', 'spec_hash',
-           'check_fields', 'repository', 'home', 'run_file', 'run_dir', 'atomic_write', 'save_json', 'load_json',
-           'device_name', 'provenance', 'pack', 'unpack', 'digest', 'save_record', 'load_record', 'file_digest',
-           'cached', 'figure_dir', 'render', 'save_figure', 'save_table', 'load_figure_record', 'modules_that_define',
-           'paper', 'eps_text', 'in_order', 'mixed_commits', 'caption', 'table_markdown', 'images_to_text',
-           'images_from_text', 'printed_numbers', 'scales_for', 'best_record', 'present_scale']
+           'check_fields', 'check_kind', 'check_device', 'repository', 'home', 'run_file', 'run_dir', 'atomic_write',
+           'save_json', 'load_json', 'device_name', 'provenance', 'pack', 'unpack', 'digest', 'save_record',
+           'load_record', 'file_digest', 'cached', 'figure_dir', 'render', 'save_figure', 'save_table',
+           'load_figure_record', 'modules_that_define', 'paper', 'eps_text', 'in_order', 'mixed_commits', 'is_dirty',
+           'refuse_dirty', 'caption', 'table_markdown', 'images_to_text', 'images_from_text', 'printed_numbers',
+           'scales_for', 'best_record', 'present_scale']
 
 # %% ../nbs/records.ipynb #559fb0e2
 import base64
@@ -67,6 +68,32 @@ def check_fields(
     for name, (good, allowed) in rules.items():
         if not good:
             raise ValueError(f"{name}={getattr(spec, name)!r} is not possible here; allowed: {allowed}")
+
+# %% ../nbs/records.ipynb #6f22af3d
+def check_kind(
+    name: str,  # of the argument
+    value,  # what was given
+    kind: type,  # what it must be
+    made_by: str,  # how to get one
+) -> None:
+    "Raises ValueError for an argument of another kind."
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is a {type(value).__name__}; it must be a {kind.__name__}: {made_by}")
+
+# %% ../nbs/records.ipynb #d4a6188b
+def check_device(
+    device,  # 'cpu', 'cuda', 'cuda:1', …, or a torch device
+):  # the same
+    "Raises ValueError for a device that PyTorch does not know or see."
+    try:
+        d = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device={device!r} is not a device; use 'cpu', 'cuda' or 'cuda:1'") from None
+    if d.type == "cuda" and (d.index or 0) >= torch.cuda.device_count():
+        n = torch.cuda.device_count()
+        here = f"only {n} CUDA device{'s' * (n > 1)}" if n else "no CUDA device"
+        raise ValueError(f"device={str(device)!r}, but PyTorch sees {here} here; use device='cpu' or 'auto'")
+    return device
 
 # %% ../nbs/records.ipynb #17f08f7f
 def repository() -> Path | None:  # the folder with settings.ini and nbs/, or None
@@ -148,8 +175,11 @@ def load_json(
 ) -> dict:  # the record
     "Read a record. Raises ValueError naming the file when it is not whole."
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError(f"a {type(record).__name__}, no record")
+        return record
+    except ValueError as e:  # JSON and UTF-8 have their own kinds of it
         raise ValueError(f"{path} is damaged ({e}); delete it and run again: the rest of the run is kept") from e
 
 # %% ../nbs/records.ipynb #7910ae8f
@@ -233,9 +263,10 @@ def save_record(
 def load_record(
     path: Path,  # a run's record
     hash: str | None = None,  # of the run it should belong to; None: any
+    again: str = "delete its folder, or run with refresh, and it is computed again",  # advice where it was changed
 ) -> dict:  # the record
     "Read a run's record. Raises ValueError when it, or a file of its run, is not what was written there."
-    record, again = load_json(path), "delete its folder, or run with refresh, and it is computed again"
+    record = load_json(path)
     if record.get("digest") != digest(record):
         raise ValueError(f"{path} was changed after it was written (its digest does not fit); {again}")
     if hash not in (None, record.get("hash")):
@@ -422,6 +453,26 @@ def mixed_commits(
     if len(files) < 2 and not any("uncommitted" in name for name in files):
         return ""
     return f" Made by {'; '.join(f'{n} ({k:,} run files)' for n, k in files.items())}."
+
+# %% ../nbs/records.ipynb #282a53ee
+def is_dirty(
+    record,  # JSON values: a record, or a part of one
+) -> bool:
+    "Whether anything in a record was computed with uncommitted changes."
+    if isinstance(record, dict):
+        return record.get("dirty") is True or any(map(is_dirty, record.values()))
+    return isinstance(record, (list, tuple)) and any(map(is_dirty, record))
+
+
+def refuse_dirty(
+    record: dict,  # what a figure or table is made from
+    name: str,  # of it
+    scale: str,  # 'smoke', 'cpu' or 'paper'; nothing is asked of 'smoke', whose figures are not committed
+) -> None:
+    "Raises ValueError where a record that would be committed was computed with uncommitted changes."
+    if scale != "smoke" and is_dirty(record):
+        advice = "commit them, then run with refresh what was computed before"
+        raise ValueError(f"{name}, scale {scale}, was computed with uncommitted changes in nbs or nsq_repro; {advice}")
 
 # %% ../nbs/records.ipynb #588d58cd
 def caption(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MADE', 'Item', 'items', 'find_item', 'as_saved', 'draw', 'draw_table', 'Results', 'check_series', 'same_picture',
-           'same_drawing', 'check_figure', 'check_table', 'check_file', 'verify', 'item_text', 'fill', 'check_readme']
+           'same_drawing', 'check_figure', 'check_table', 'check_runs', 'check_file', 'verify', 'item_text', 'fill',
+           'check_readme']
 
 # %% ../nbs/results.ipynb #c7767feb
 import base64
@@ -28,7 +29,7 @@ from .statistics import wilson
 @dataclass(frozen=True)
 class Item:
     "A figure or a table of a page."
-    name: str  # for example 'fig3': figures/<scale>/fig3.svg
+    name: str  # for example 'fig3': `figures/<scale>/fig3.svg`
     draw: Callable | None = None  # record → matplotlib Figure
     table: Callable | None = None  # record → (Markdown, rows)
     more: Callable | None = None  # record → other fields that a table's record must have
@@ -99,7 +100,8 @@ class Results:
         item: str,  # for example 'fig3'
         record: dict,  # what it is drawn from
     ):  # matplotlib Figure
-        "Draw, save and return a figure."
+        "Draw, save and return a figure. Raises ValueError for uncommitted changes, see `records.refuse_dirty`."
+        records.refuse_dirty(record, item, self.scale)
         fig = draw(item, record)
         self.files += records.save_figure(fig, item, record, self.scale, self.variant)
         return fig
@@ -110,9 +112,10 @@ class Results:
         record: dict,  # what it is made from
         figure: str | None = None,  # item whose record that is
     ):  # Markdown to display
-        "Make, save and return a table."
+        "Make, save and return a table. Raises ValueError for uncommitted changes, see `records.refuse_dirty`."
         from IPython.display import Markdown
 
+        records.refuse_dirty(record, item, self.scale)
         text, rows = draw_table(item, record)
         kept = {**{k: record[k] for k in ("seed", "data", "provenance")}, "figure": figure} if figure else record
         self.files += records.save_table(item, text, rows, kept, self.scale, self.variant)
@@ -217,6 +220,28 @@ def check_table(
     }
     return [f"{path.stem}.{kind} is not what its record says" for kind, good in same.items() if not good], "made again"
 
+# %% ../nbs/results.ipynb #7a50ce84
+def check_runs(
+    record: dict,  # with 'runs', see `cells.made_from`
+) -> tuple[list[str], str]:  # what does not match; how many of the run files are there
+    "Compare the run files a record lists with those under runs/. Files that are not there prove nothing."
+    problems, there, listed = [], 0, 0
+    for part in record.get("runs", ()):
+        for name, digest in zip(part.get("hashes", ()), part["digests"]):
+            listed += 1
+            files = (records.home() / "runs" / f"{kind}-{name}" / "record.json" for kind in part["kinds"])
+            if (path := next((f for f in files if f.exists()), None)) is None:
+                continue
+            there += 1
+            try:
+                if records.load_record(path, name)["digest"] != digest:
+                    problems.append(f"{path} is not the run file that {part['part']} of {part['model']} is from")
+            except ValueError as e:
+                problems.append(str(e))
+    if not listed:
+        return [], "" if "figure" in record or "verdicts" in record else "no run files listed"
+    return problems, f"{there:,} of {listed:,} run files here{'' if problems else ' and unchanged' if there else ''}"
+
 # %% ../nbs/results.ipynb #9d3ff595
 def check_file(
     path: Path,  # a record under figures/
@@ -231,10 +256,17 @@ def check_file(
         if (record.get("item"), record.get("scale")) != (path.stem, scale):
             problems.append(f"the record is of {record.get('item')}, scale {record.get('scale')}")
         problems += check_series(record)
+        for name, expected in record.get("files", {}).items():
+            if records.file_digest(path.with_name(name)) != expected:
+                problems.append(f"{name} is not the file that its record describes")
+        wrong, chain = check_runs(record)
+        problems += wrong
         item = items().get(path.stem)
         check = None if item is None else check_figure if item.draw else check_table
         if not problems:
             problems, said = check(path, record) if check else ([], "no drawing is known: numbers only")
+        mixed = "with uncommitted changes" if records.is_dirty(record) else records.mixed_commits(record).strip(" .")
+        said = ", ".join(s for s in (said, chain, mixed) if s)
     except (KeyError, IndexError, TypeError, ValueError, OSError) as e:
         problems.append(f"cannot be checked, {type(e).__name__}: {e}")
     counted = f"{len(record['series'])} curves counted, " if "series" in record else ""

@@ -18,9 +18,11 @@ def wilson(
     k: int,  # number of images classified correctly
     n: int,  # number of images
 ) -> tuple[float, float]:  # lower and upper end, fractions
-    "95 % Wilson interval of k out of n, @eq-wilson."
+    "95 % Wilson interval of k out of n. Raises ValueError unless 0 ≤ k ≤ n and n ≥ 1, whole numbers."
     from scipy.stats import binomtest  # takes most of a second
 
+    if not (n == n // 1 and n >= 1 and k == k // 1 and 0 <= k <= n):
+        raise ValueError(f"k={k}, n={n}: k of n images, whole numbers with 0 <= k <= n and n >= 1")
     interval = binomtest(int(k), int(n)).proportion_ci(0.95, method="wilson")
     return round(float(interval.low), 6), round(float(interval.high), 6)
 
@@ -29,8 +31,14 @@ def paired_difference(
     a,  # (n,) booleans: the first model classified image i correctly
     b,  # (n,) booleans: the second did
 ) -> dict:  # value, low, high: accuracy of a less that of b, with its 95 % interval
-    "Difference of two accuracies on the same images, @eq-paired-interval."
-    a, b = np.asarray(a, bool), np.asarray(b, bool)
+    """Difference of two accuracies on the same images, with its paired 95 % interval.
+    Raises ValueError for other images, or none, and for what is not one boolean for each."""
+    a, b = np.asarray(a), np.asarray(b)
+    if a.ndim != 1 or a.shape != b.shape or not len(a):
+        raise ValueError(f"outcomes of shapes {a.shape} and {b.shape}: the same images are needed, at least one")
+    if not all(np.isin(v, (0, 1)).all() for v in (a, b)):
+        raise ValueError("outcomes are one boolean for each image: classified correctly or not")
+    a, b = a.astype(bool), b.astype(bool)
     n, p, q = len(a), a.mean().item(), b.mean().item()
     (l1, u1), (l2, u2) = wilson(a.sum(), n), wilson(b.sum(), n)
     spread = math.sqrt(p * (1 - p) * q * (1 - q))
@@ -42,7 +50,7 @@ def paired_difference(
 def two_way(
     A,  # (..., I, J) accuracies: K down, α across
 ) -> tuple:  # a (..., I), b (..., J), c (..., I, J)
-    "Main effects and interaction, @eq-two-way."
+    "Main effects and interaction."
     A = np.asarray(A, dtype=float)
     mean = A.mean((-2, -1), keepdims=True)
     a, b = A.mean(-1, keepdims=True) - mean, A.mean(-2, keepdims=True) - mean
@@ -52,7 +60,7 @@ def two_way(
 def effect_sizes(
     A,  # (..., I, J) accuracies: K down, α across
 ) -> dict:  # 'K', 'alpha', 'interaction' → (...) root mean squares
-    "Sizes of the effects, @eq-effect-size."
+    "Sizes of the effects."
     a, b, c = two_way(A)
     rms = lambda v, axes: np.sqrt((v**2).mean(axes))
     return {"K": rms(a, -1), "alpha": rms(b, -1), "interaction": rms(c, (-2, -1))}
@@ -139,7 +147,7 @@ def uniform_share(
     points: int,  # number m of independent uniform points
     bins: int = 20,  # B: the square is cut into bins × bins cells
 ) -> float:  # in [0, 1]
-    "Share of cells that they hold on average, @eq-uniform-share."
+    "Share of cells that they hold on average."
     return 1 - (1 - 1 / bins**2) ** points
 
 # %% ../nbs/statistics.ipynb #2d749500
@@ -148,7 +156,9 @@ def seeds_difference(
     b: np.ndarray,  # (seeds, images) bool: the other one, on the same images
     draws: int = 4000,  # of the bootstrap
 ) -> dict:  # value (mean of a less mean of b), low and high end of its 95 % interval
-    "Difference of two recipes over seeds and images."
+    "Difference of two recipes over seeds and images. Raises ValueError for other images, or none."
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not (a.size and b.size):
+        raise ValueError(f"outcomes of shapes {a.shape} and {b.shape}: (seeds, images) of the same images are needed")
     r, n = np.random.default_rng(0), a.shape[1]
     values = []
     for _ in range(draws):

@@ -38,7 +38,7 @@ def _attack_rules(a):
     whole = lambda v: v is None or (type(v) is int and v >= 1)
     return {
         "attack": (a.attack in known, f"one of {', '.join(known)}"),
-        "alpha": (a.alpha is None or a.alpha > 0, "a positive number"),
+        "alpha": (a.alpha is None or isinstance(a.alpha, (int, float)) and a.alpha > 0, "a positive number"),
         "backward": (a.backward in (None, "raw", "ste"), "'raw' or 'ste'"),
         **{k: (whole(getattr(a, k)), "a whole number, at least 1") for k in counts},
     }

@@ -30,7 +30,7 @@ def share_within(
     radius: float,  # ε, in [0, 1] pixel units
     taus: tuple = TAUS,  # thresholds τ
 ) -> np.ndarray:  # for each τ, the share of the values that lie within ε of it
-    "How many values can cross a threshold, @eq-threshold-share."
+    "How many values can cross a threshold."
     counts, level = torch.bincount(x.flatten(), minlength=256).double().numpy(), np.arange(256) / 255
     near = np.abs(level - np.asarray(taus)[:, None]) <= radius + 1e-9  # a value exactly ε away can reach τ
     return near @ counts / counts.sum()

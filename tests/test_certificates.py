@@ -14,10 +14,11 @@ from torch.testing import assert_close
 from nsq_repro.attacks import pgd
 from nsq_repro.certificates import METHODS, bound_margins, bounds, certify, corners, cut, exact_hard, preimage
 from nsq_repro.correlated_errors import Polytopes, SharedErrors, curves
+from nsq_repro.intervals import interval
 from nsq_repro.networks import MnistCNN, SoftQuantNet
 from nsq_repro.programs import Maximum, chain, read_program
 from nsq_repro.quantization import SoftQuantize, output_values
-from nsq_repro.zonotopes import Patches, PixelGenerators, Zonotope, forward, interval, maximum, zonotope_of_box
+from nsq_repro.zonotopes import Patches, PixelGenerators, Zonotope, forward, maximum, zonotope_of_box
 
 few = settings(max_examples=15, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31)

@@ -99,6 +99,14 @@ def test_sidebar_has_every_notebook_once():
     assert sorted(listed) == sorted(p.name for p in (ROOT / "nbs").glob("*.ipynb"))
 
 
+def test_front_page_lists_every_page_in_the_order_of_the_sidebar():
+    sidebar = re.findall(r"- (\S+\.ipynb)", (ROOT / "nbs" / "sidebar.yml").read_text(encoding="utf-8"))
+    cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(c["source"]) for c in cells)
+    rows = re.findall(r"^\| \[[^\]]+\]\((\S+\.ipynb)\) \|.*\S \|$", text, re.M)
+    assert rows == [page for page in sidebar if page != "index.ipynb"]
+
+
 def test_notebooks_keep_what_papermill_needs():
     for path in (ROOT / "nbs").glob("*.ipynb"):
         nb = json.loads(path.read_text(encoding="utf-8"))
