@@ -53,7 +53,8 @@ def test_sliders_answer_to_the_keyboard(site):
     for name in ("play.js", "play.css"):
         shutil.copy(NBS / name, site)
     image = f'<img alt="a digit" style="max-width:100%" src="data:image/png;base64,{still()}">'
-    body = f'<div id="fig-quantization-play"><figure style="margin:0">{image}</figure></div>'
+    linked = f'<a href="large.html">{image}</a>'  # as in a page whose pictures can be enlarged
+    body = f'<div id="fig-quantization-play"><figure style="margin:0">{linked}</figure></div>'
     head = '<meta name="viewport" content="width=device-width"><link rel="stylesheet" href="play.css">'
     page_file = site / "play.html"
     page_file.write_text(f'{PAGE}{head}<script src="play.js" defer></script>{body}', encoding="utf-8")
@@ -67,6 +68,7 @@ def test_sliders_answer_to_the_keyboard(site):
             assert page.locator(".play").count() == scripts
             if scripts:
                 before = page.locator(".play p").text_content()
+                assert not page.locator("a .play").count()
                 page.focus("#play-K")
                 page.keyboard.press("ArrowRight")
                 assert page.locator("#play-K").get_attribute("aria-valuetext") == "2"
