@@ -125,8 +125,9 @@ function start() {
   box.className = "play";
   box.innerHTML = `<div class="play-sliders">${SLIDERS.map(slider).join("")}</div><div class="play-curves"></div>
     <div class="play-pictures">${PICTURES.map(picture).join("")}</div><p aria-live="polite"></p>`;
-  still.hidden = true;
-  still.after(box);
+  const frame = still.closest("a") || still; // a picture that can be enlarged stands in a link
+  frame.hidden = true;
+  frame.after(box);
   const part = (name) => box.querySelector(name);
   const pixels = digit();
   const draw = () => {

@@ -10,7 +10,7 @@ Everything else lives in the modules: `nsq_repro.attacks`, `nsq_repro.training`,
 
 import warnings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 warnings.filterwarnings("ignore", message="IProgress not found")  # bars are text where there are no widgets
 

@@ -78,6 +78,20 @@ def test_readme_example_runs():
 def test_versions_and_names_agree():
     assert f"\nversion = {nsq_repro.__version__}\n" in (ROOT / "settings.ini").read_text(encoding="utf-8")
     assert f"\nversion: {nsq_repro.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)[1]
+    assert newest == nsq_repro.__version__
+
+
+NAMING = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".github/workflows/tests.yml", ".github/workflows/docs.yml")
+
+
+@pytest.mark.parametrize("name", NAMING)
+def test_what_is_named_is_there(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    assert set(re.findall(r"(?:^|[`:&] ?)make ([a-z-]+)", text, re.M)) <= targets
+    for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):
+        assert (ROOT / link).exists(), link
 
 
 def test_sidebar_has_every_notebook_once():
