@@ -420,6 +420,7 @@ MODELS = ("natural", "pgd", "sq", "nsq", "fgsm_rs")
 LABELS = {
     "natural": "Natural", "pgd": "PGD-Defense", "sq": "SQ", "nsq": "NSQ", "fgsm_rs": "FGSM-RS",
     "noisy": "Noisy, no layer", "stability": "Stability training", "l1": "ℓ₁ penalty",
+    "nsq_ibp": "NSQ-IBP", "ibp": "IBP",
 }
 SETTING_LABELS = {"pgd": "PGD", "bpda": "BPDA", "bpda_ste": "straight-through BPDA", "zbox": "exact box"}
 LOSS_LABELS = {"ce": "cross-entropy", "cw": "CW∞", "dlr": "DLR"}
