@@ -313,12 +313,13 @@ def main(
 ) -> int:  # exit status
     "Entry point of `nsq-repro`."
     _open_streams()
-    args = parser().parse_args(argv)
     commands = {"run": run, "list": list_, "verify": verify, "doctor": doctor, "clean": clean}
     try:
-        status = commands[args.command](args) or 0
-        sys.stdout.flush()
-        return status
+        try:
+            args = parser().parse_args(argv)
+            return commands[args.command](args) or 0
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:  # who reads has enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
