@@ -27,7 +27,7 @@ from .attacks import LOSSES, SETTINGS
 from .cells import made_from
 from .data import load
 from .evaluation import AttackSpec, eval_key, evaluate, settings_of
-from .training import RECIPES, recipe, train, train_key, training_cost
+from .training import RECIPES, bytes_written, recipe, train, train_key, training_cost
 
 # %% ../nbs/experiments.ipynb #90091604
 def parameter(
@@ -341,6 +341,9 @@ def run_protocol(
 ) -> tuple[dict, list[dict], list[dict]]:  # networks by name, training records, evaluation records
     "Train and evaluate, using what is there. Resumes wherever it was stopped."
     nets, trained, evaluated, device = {}, [], [], protocol.device
+    there = lambda t: records.run_file(train_key(t, train_data.fingerprint), "train").exists()
+    needed = sum(bytes_written(t) for t in protocol.train if refresh or not there(t))
+    records.check_space(records.home() / "runs", needed)
     for spec in protocol.train:
         nets[spec.model], record = train(spec, train_data, device, refresh, progress)
         trained.append(record)

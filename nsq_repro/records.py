@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MODELS', 'LABELS', 'SETTING_LABELS', 'LOSS_LABELS', 'ACCOUNTING_LABELS', 'spec_dict', 'canonical', 'spec_hash',
            'check_fields', 'check_kind', 'check_device', 'repository', 'home', 'run_file', 'run_dir', 'atomic_write',
-           'save_json', 'load_json', 'device_name', 'provenance', 'pack', 'unpack', 'digest', 'save_record',
-           'load_record', 'file_digest', 'cached', 'figure_dir', 'render', 'save_figure', 'save_table',
+           'check_space', 'save_json', 'load_json', 'device_name', 'provenance', 'pack', 'unpack', 'digest',
+           'save_record', 'load_record', 'file_digest', 'cached', 'figure_dir', 'render', 'save_figure', 'save_table',
            'load_figure_record', 'modules_that_define', 'paper', 'eps_text', 'in_order', 'mixed_commits', 'is_dirty',
            'refuse_dirty', 'caption', 'table_markdown', 'images_to_text', 'images_from_text', 'printed_numbers',
            'scales_for', 'best_record', 'present_scale']
@@ -15,6 +15,7 @@ __all__ = ['MODELS', 'LABELS', 'SETTING_LABELS', 'LOSS_LABELS', 'ACCOUNTING_LABE
 import base64
 import csv
 import dataclasses
+import errno
 import hashlib
 import importlib.resources
 import io
@@ -22,6 +23,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import tempfile
 import time
@@ -160,6 +162,17 @@ def _umask():
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+# %% ../nbs/records.ipynb #4be0ebe2
+def check_space(
+    folder: Path,  # where something will be written, whether it is there or not
+    needed: int,  # bytes
+) -> None:
+    "Raises OSError naming the folder where its disk has less space than that."
+    there = next(p for p in (Path(folder), *Path(folder).absolute().parents) if p.exists())
+    if (free := shutil.disk_usage(there).free) < needed:
+        found = f"{folder}: {free / 1e6:,.0f} MB are free, and up to {needed / 1e6:,.0f} MB will be written"
+        raise OSError(errno.ENOSPC, f"{found}; free some space or choose another NSQ_HOME, and run again")
 
 # %% ../nbs/records.ipynb #a001a27b
 def save_json(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'OTHERS', 'Attack', 'with_alpha', 'InBfloat16', 'fast_copy', 'adversarial_images', 'not_broken',
-           'attack_question', 'attack_outcomes', 'attack_questions', 'cascade', 'left_of', 'known_broken',
-           'union_of_curves', 'has_bounds', 'proof_outcomes', 'certified', 'decide_hard']
+           'attack_question', 'attack_outcomes', 'attack_questions', 'check_radii', 'cascade', 'left_of',
+           'known_broken', 'union_of_curves', 'has_bounds', 'proof_outcomes', 'decide_hard']
 
 # %% ../nbs/suite.ipynb #c1fa663d
 from collections import Counter
@@ -225,6 +225,14 @@ def attack_questions(
     how: dict = dict(seed=seed, precision=precision, others=others)
     return {(a, e): attack_question(a, networks, name, e, **how) for a in wanted for e in radii}
 
+# %% ../nbs/suite.ipynb #747668dc
+def check_radii(
+    radii: tuple,  # l∞ radii
+) -> None:
+    "Raises ValueError unless they increase, and differ in their first six digits."
+    if not all(a < b for a, b in zip(radii, radii[1:])) or len({f"{e:g}" for e in radii}) < len(radii):
+        raise ValueError(f"radii={tuple(radii)}: they must increase, and differ in their first six digits")
+
 # %% ../nbs/suite.ipynb #f7e9ba33
 def cascade(
     nets: dict,  # networks by name, in eval mode
@@ -242,6 +250,7 @@ def cascade(
     workers=ALONE,  # `cells.Workers`
 ) -> dict:  # rows (eps, attack, given, broken, seconds), outcomes after all attacks by radius, and the cells
     "Every attack on every image that is left, from the largest radius down."
+    check_radii(radii)
     questions = attack_questions(nets, name, keys, data, attacks, radii, seed, precision)
     size = batch_size or (50 if torch.device(device).type == "cpu" else 500)
     how: dict = dict(seed=seed, precision=precision)
@@ -392,7 +401,12 @@ def certified(
     "Certify each image at each radius; what is proven or broken already stays so."
     if not has_bounds(model):
         return None
+<<<<<<< /tmp/tmpsdo42i1d.txt
     layered = layer_of(model) is not None
+=======
+    check_radii(radii)
+    layered = hasattr(model, "quantize")
+>>>>>>> /tmp/tmpta17o7hd.txt
     boxes = boxes if layered else 0  # without a layer every pixel is free, and cutting one of them changes little
     search = _Ladder(model, key, data, options, refresh, dict(batch=25 if layered else 10), workers)
     candidates, given = np.ones(len(data), bool), {}

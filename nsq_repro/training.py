@@ -6,12 +6,15 @@
 __all__ = ['LAYER', 'ADVERSARY', 'RECIPES', 'NOISE', 'NOTHING_DONE', 'ROUNDED', 'TrainSpec', 'Recipe', 'recipe', 'add_noise',
            'crafting', 'perturb', 'perturb_behind', 'growth', 'learning_rate', 'make_optimizer', 'chain_rule',
            'input_gradient_l1', 'l1_loss', 'stability_loss', 'interval_loss', 'training_loss', 'training_step',
-           'rounding_effect', 'train_key', 'train', 'time_per_iteration', 'training_cost']
+           'rounding_effect', 'bytes_written', 'train_key', 'train', 'interrupts_noted', 'time_per_iteration',
+           'training_cost']
 
 # %% ../nbs/training.ipynb #7f8811ed
 import copy
 import math
 import numbers
+import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -488,6 +491,14 @@ def rounding_effect(
     right = {k: int((v == data.y).sum()) for k, v in (("before", before), ("after", after))}
     return {"data": data.describe(), "n": len(data), **right, "changed": int((before != after).sum())}
 
+# %% ../nbs/training.ipynb #f442b61e
+def bytes_written(
+    spec: TrainSpec,  # what is trained
+) -> int:
+    "Space on the disk that a training run needs, at most."
+    weights = sum(4 * p.numel() for p in build(spec.network).parameters())
+    return weights + 2 * weights * (3 if spec.optimizer == "adam" else 2) + 2**20
+
 # %% ../nbs/training.ipynb #4b91cdc9
 def train_key(
     spec: TrainSpec,  # what is trained
@@ -513,6 +524,7 @@ def train(
     records.check_device(device)
 
     def compute(folder):
+        records.check_space(folder, bytes_written(spec))
         state = folder / "state.safetensors"
         model = build(spec.network, spec.K, spec.alpha, spec.seed, spec.shift).to(device).train()
         optimizer = make_optimizer(model, spec)
@@ -552,6 +564,26 @@ def _finite(loss, spec, t):
         raise ValueError(f"training {spec.model}: the loss is {loss} at iteration {t + 1}; {hint}")
     return round(loss, 5)
 
+# %% ../nbs/training.ipynb #c6acc55b
+@contextmanager
+def interrupts_noted():
+    "Within the block a first Ctrl-C is noted in the list it gives, and does nothing else; a second one stops at once."
+    noted, usual = [], signal.default_int_handler
+
+    def note(*_):
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(True)
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is usual
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, usual)
+
 # %% ../nbs/training.ipynb #947625ca
 NOTHING_DONE = {"iteration": 0, "seconds": 0.0, "cpu_seconds": 0.0, "losses": []}
 
@@ -559,24 +591,29 @@ NOTHING_DONE = {"iteration": 0, "seconds": 0.0, "cpu_seconds": 0.0, "losses": []
 def _loop(model, optimizer, spec, data, device, done, progress, save, save_every):
     "Iterations from `done['iteration']` to the end; returns the final progress."
     x_all, y_all, order = data.x.to(device), data.y.to(device), _Order(len(data.y), spec.batch_size, spec.seed)
-    every, running = max(1, spec.iterations // 50), torch.zeros((), device=device)
+    every, running = max(1, spec.iterations // 50), torch.tensor(done.get("running", 0.0), device=device)
     n, losses, clock, saved = spec.batch_size, list(done["losses"]), _Clock(done), time.time()
     how: dict[str, Any] = dict(unit="img", unit_scale=True, mininterval=1)
     how |= dict(desc=f"train {spec.model}", disable=not progress)
     bar = tqdm(total=spec.iterations * n, initial=done["iteration"] * n, **how)
-    for t in range(done["iteration"], spec.iterations):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(spec, t)
-        i, generator = order(t).to(device), _seeded(device, spec.seed, 2, t)
-        x, y = x_all[i].float() / 255, y_all[i]
-        running += training_step(model, optimizer, x, y, spec, generator, growth(spec, t))
-        bar.update(n)
-        if (t + 1) % every == 0 or t + 1 == spec.iterations:
-            losses.append([t + 1, _finite(running.item() / ((t % every) + 1), spec, t)])
-            running.zero_()
-            if time.time() - saved > save_every and t + 1 < spec.iterations:
-                save({"iteration": t + 1, **clock.read(), "losses": losses})
-                saved = time.time()
+    with interrupts_noted() as noted:
+        for t in range(done["iteration"], spec.iterations):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(spec, t)
+            i, generator = order(t).to(device), _seeded(device, spec.seed, 2, t)
+            x, y = x_all[i].float() / 255, y_all[i]
+            running += training_step(model, optimizer, x, y, spec, generator, growth(spec, t))
+            bar.update(n)
+            if (t + 1) % every == 0 or t + 1 == spec.iterations:
+                losses.append([t + 1, _finite(running.item() / ((t % every) + 1), spec, t)])
+                running.zero_()
+                if time.time() - saved > save_every and t + 1 < spec.iterations:
+                    save({"iteration": t + 1, **clock.read(), "losses": losses})
+                    saved = time.time()
+            if noted:
+                save({"iteration": t + 1, **clock.read(), "losses": losses, "running": running.item()})
+                bar.close()
+                raise KeyboardInterrupt
     bar.close()
     return {"iteration": spec.iterations, **clock.read(), "losses": losses}
 

@@ -4,8 +4,6 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-import pytest
-
 
 def pytest_addoption(parser):
     parser.addoption("--record", action="store_true", help="write the counts to figures/cpu/reliability.json")
@@ -13,8 +11,8 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        settings = getattr(item.function, "_hypothesis_internal_use_settings", None)
-        if item.get_closest_marker("hypothesis"):
+        if getattr(item.function, "is_hypothesis_test", False):
+            settings = getattr(item.function, "_hypothesis_internal_use_settings", None)
             item.user_properties.append(("examples", settings.max_examples if settings else 100))
 
 
@@ -44,7 +42,6 @@ class Counts:
 FIELDS = ("cases", "passed", "failed", "skipped", "examples", "seconds")
 
 
-@pytest.hookimpl
 def pytest_configure(config):
     if config.getoption("--record"):
         config.pluginmanager.register(Counts(), "counts")

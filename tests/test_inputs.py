@@ -28,6 +28,7 @@ from nsq_repro.networks import SoftQuantNet
 from nsq_repro.quantization import SoftQuantize
 from nsq_repro.training import TrainSpec, recipe
 
+pytestmark = pytest.mark.reliability
 SHAPE, CLASSES = (1, 4, 4), 5
 
 
