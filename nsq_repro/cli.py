@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'HelpWithParameters', 'add_run', 'parser', 'executed_path', 'run_notebook', 'copy_outputs', 'summary',
-           'run', 'age', 'figures', 'runs', 'table', 'list_', 'verify', 'doctor', 'clean', 'readme']
+           'run', 'age', 'figures', 'runs', 'table', 'list_', 'verify', 'doctor', 'clean', 'readme', 'main']
 
 # %% ../nbs/cli.ipynb #6301ca5f
 import argparse
@@ -353,14 +353,9 @@ def main(
 ) -> int:  # exit status
     "Entry point of `nsq-repro`."
     _open_streams()
-<<<<<<< /tmp/tmp0qr4f9nn.txt
-    args = parser().parse_args(argv)
     commands = {
         "run": run, "list": list_, "verify": verify, "readme": readme, "doctor": doctor, "clean": clean
     }
-=======
-    commands = {"run": run, "list": list_, "verify": verify, "doctor": doctor, "clean": clean}
->>>>>>> /tmp/tmpeck9sk9p.txt
     try:
         try:
             args = parser().parse_args(argv)

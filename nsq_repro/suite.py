@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORDS', 'OTHERS', 'Attack', 'with_alpha', 'InBfloat16', 'fast_copy', 'adversarial_images', 'not_broken',
            'attack_question', 'attack_outcomes', 'attack_questions', 'check_radii', 'cascade', 'left_of',
-           'known_broken', 'union_of_curves', 'has_bounds', 'proof_outcomes', 'decide_hard']
+           'known_broken', 'union_of_curves', 'has_bounds', 'proof_outcomes', 'certified', 'decide_hard']
 
 # %% ../nbs/suite.ipynb #c1fa663d
 from collections import Counter
@@ -401,12 +401,8 @@ def certified(
     "Certify each image at each radius; what is proven or broken already stays so."
     if not has_bounds(model):
         return None
-<<<<<<< /tmp/tmpsdo42i1d.txt
-    layered = layer_of(model) is not None
-=======
     check_radii(radii)
-    layered = hasattr(model, "quantize")
->>>>>>> /tmp/tmpta17o7hd.txt
+    layered = layer_of(model) is not None
     boxes = boxes if layered else 0  # without a layer every pixel is free, and cutting one of them changes little
     search = _Ladder(model, key, data, options, refresh, dict(batch=25 if layered else 10), workers)
     candidates, given = np.ones(len(data), bool), {}

@@ -71,3 +71,31 @@ def test_the_last_cell_leads_to_the_next_page(name):
     text = "".join(last["source"])
     assert re.findall(r"\]\((\w+\.ipynb)", text) == [following]
     assert len(re.findall(r"\.(?:\s|$)", text)) == 1, "one sentence"
+
+
+def test_the_home_page_shows_no_code_but_what_a_reader_would_type():
+    for cell in CELLS["index.ipynb"]:
+        if cell["cell_type"] == "code":
+            assert re.match(r"#\| (include|echo): false\n", "".join(cell["source"])), cell["id"]
+    assert all(line in PROSE["index.ipynb"] for line in ("git clone https://", "pip install git+https://"))
+
+
+def test_the_home_page_cites_this_version():
+    text, cff = PROSE["index.ipynb"], (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    (version,), (title,) = re.findall(r"version = \{(.+?)\}", text), re.findall(r"title   = \{(.+?)\}", text)
+    assert f"\nversion: {version}\n" in cff and f'\ntitle: "{title}"\n' in cff
+    paper = entries()["zheng2018"]
+    assert paper["eprint"] in text and " ".join(re.sub(r"[{}]", "", paper["title"]).split()) in text
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_pictures_in_prose_are_there_and_have_a_text(name):
+    for file, rest in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)(\{[^}]*\})?", PROSE[name]):
+        assert (NBS / file).exists(), file
+        assert re.search(r'fig-alt="[^"]{20,}"', rest) or not file.endswith(".svg"), file
+
+
+def test_the_home_page_lists_every_page_in_reading_order():
+    (table,) = [c for c in CELLS["index.ipynb"] if "| page | paper | question |" in "".join(c["source"])]
+    listed = re.findall(r"^\| \[[^\]]+\]\((\w+\.ipynb)\)", "".join(table["source"]), re.M)
+    assert listed == [name for name in LISTED if name != "index.ipynb"]
