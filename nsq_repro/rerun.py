@@ -209,7 +209,7 @@ def _told(path, problems, compared, found):
     curves, _, lacks = found
     said = [f"{compared:,} outcomes computed again"] if curves else []
     if lacks:
-        many = f"{len(lacks)} curves are" if curves else "it is"
-        said.append(f"{many} beyond what can be computed here: {', '.join(dict.fromkeys(lacks))}")
+        left = f"{len(lacks)} curves not" if curves else "nothing computed again"
+        said.append(f"{left}: {', '.join(dict.fromkeys(lacks))}")
     name = path.relative_to(records.home()).as_posix()
     return {"file": name, "problems": problems, "compared": compared, "said": "; ".join(said)}

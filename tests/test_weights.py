@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import nsq_repro
-from nsq_repro import cli, experiments, mnist, networks, records, rerun, results, training, weights
+from nsq_repro import cli, evaluation, experiments, mnist, networks, records, rerun, results, training, weights
 from nsq_repro.data import load
 from nsq_repro.experiments import AttackParameters, accuracy_record, decide
 
@@ -364,17 +364,16 @@ def test_a_changed_seed_is_found(home, where, capsys):
 
 
 def test_random_starts_follow_the_places_of_the_images(home, monkeypatch):
-    seeds = []
-    given = rerun.outcomes_at
+    places, attack = set(), evaluation.pgd
 
-    def spied(model, x, y, eps, spec, batch_size, **how):
-        seeds.append((spec.seed, how["first"]))
-        return given(model, x, y, eps, spec, batch_size, **how)
+    def spied(*given):
+        places.add(tuple(given[-1].tolist()))
+        return attack(*given)
 
-    monkeypatch.setattr(rerun, "outcomes_at", spied)
-    change(figure(home), lambda r: [e.update(batch_size=10) for e in r["evaluations"]])
+    monkeypatch.setattr(evaluation, "pgd", spied)
+    change(figure(home), lambda r: [e.update(batch_size=8) for e in r["evaluations"]])
     rerun.rerun(ALL, scale="smoke")
-    assert set(seeds) == {(0, 0), (0, 10)}
+    assert places == {tuple(range(8)), tuple(range(8, 16)), tuple(range(16, 20))}
 
 
 def test_what_cannot_be_known_is_said_in_a_line(home, capsys, monkeypatch):
@@ -382,10 +381,10 @@ def test_what_cannot_be_known_is_said_in_a_line(home, capsys, monkeypatch):
     (home / "figures/smoke/weights/mnist-nsq.json").unlink()
     (home / "figures/smoke/weights/mnist-nsq.safetensors").unlink()
     status, said = red(capsys)
-    assert status == 0 and "6 curves are beyond" in said and "neither under runs/ nor beside the figures" in said
+    assert status == 0 and "6 curves not: its network" in said and "neither under runs/ nor beside the figures" in said
     shutil.rmtree(home / "figures/smoke/weights")
     status, said = red(capsys)
-    assert status == 0 and "-         figures/smoke/fig3.json  (it is beyond" in said
+    assert status == 0 and "-         figures/smoke/fig3.json  (nothing computed again: " in said
 
 
 def test_missing_and_other_data_and_devices_are_said(home, monkeypatch):
