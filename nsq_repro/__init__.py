@@ -18,6 +18,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")  # bars are tex
 _HOME = {
     "soft_quantize": "quantization", "SoftQuantize": "quantization",
     "SoftQuantNet": "networks", "load_checkpoint": "networks",
+    "load_model": "weights",
     "load": "data",
     "TrainSpec": "training", "train": "training",
     "fgsm": "attacks", "pgd": "attacks",
@@ -25,7 +26,8 @@ _HOME = {
 }
 
 __all__ = ["soft_quantize", "SoftQuantize", "SoftQuantNet", "load", "TrainSpec", "train",
-           "AttackSpec", "pgd", "fgsm", "accuracy_vs_eps", "load_checkpoint"]
+           "AttackSpec", "pgd", "fgsm", "accuracy_vs_eps", "load_checkpoint",
+           "load_model"]
 
 
 def __getattr__(name):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'HelpWithParameters', 'add_run', 'parser', 'executed_path', 'run_notebook', 'copy_outputs', 'summary',
-           'run', 'age', 'figures', 'runs', 'table', 'list_', 'verify', 'doctor', 'clean', 'readme', 'main']
+           'run', 'age', 'figures', 'networks', 'runs', 'table', 'list_', 'verify', 'doctor', 'clean', 'readme', 'main']
 
 # %% ../nbs/cli.ipynb #6301ca5f
 import argparse
@@ -18,6 +18,8 @@ from pathlib import Path
 import nsq_repro
 from . import records
 from .experiments import SCALES, find_experiment, parameter_rows, read
+from .rerun import rerun
+from .weights import kept_networks, read_kept, weights_dir
 
 # %% ../nbs/cli.ipynb #7dfa8491
 EXAMPLES = """examples:
@@ -27,8 +29,9 @@ EXAMPLES = """examples:
   nsq-repro run mnist -p K 2 -p alpha 500      another layer; its figures get a folder of their own
   nsq-repro run mnist --help                   the parameters of an experiment
   nsq-repro run parameter_study --list         one command for each part that is missing, for any scheduler
-  nsq-repro list                               records and figures there are: scale, data, n, age
+  nsq-repro list                               figures, networks and runs there are: scale, data, n, age
   nsq-repro verify                             is every committed figure and table what its record says?
+  nsq-repro verify --rerun 20                  and are 20 of its outcomes what the networks do?
   nsq-repro doctor                             versions, machine, data, space: what is there, what is broken
   nsq-repro clean                              what could be removed, and how much space that frees
 
@@ -73,10 +76,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--version", action="version", version=f"nsq-repro {nsq_repro.__version__}")
     sub = p.add_subparsers(dest="command", required=True, metavar="run|list|verify|readme|doctor|clean")
     add_run(sub)
-    listing = sub.add_parser("list", help="what there is: figures by scale, and runs, finished or not")
+    listing = sub.add_parser("list", help="what there is: figures and networks by scale, and runs, finished or not")
     listing.add_argument("--json", action="store_true", help="as JSON")
     check = sub.add_parser("verify", help="make figures, tables and verdicts again and compare; status 1 on a mismatch")
     check.add_argument("--scale", choices=SCALES[1:], help="only this scale (default: cpu and paper, which are kept)")
+    again = "also compute N outcomes of the records again, drawn at random, and compare bit for bit"
+    check.add_argument("--rerun", type=int, metavar="N", help=again)
+    check.add_argument("--seed", type=int, default=0, metavar="S", help="which outcomes --rerun draws (default 0)")
     sub.add_parser("readme", help="write the tables and sentences of README.md from the records")
     sub.add_parser("doctor", help="versions, machine, data sets, space, runs; status 1 if something is broken")
     cleaning = sub.add_parser("clean", help="show what can be removed: temporary files, unfinished runs, decoded data")
@@ -206,6 +212,8 @@ def figures() -> list[dict]:
     "Every figure and table that has a record."
     found = []
     for path in sorted((records.home() / "figures").glob("**/*.json")):
+        if path.parent.name == "weights":
+            continue
         r = records.load_json(path)
         data, made = r.get("data") or {}, (r.get("provenance") or {}).get("finished")
         found.append(
@@ -221,6 +229,17 @@ def figures() -> list[dict]:
                 ),
             }
         )
+    return found
+
+# %% ../nbs/cli.ipynb #42648329
+def networks() -> list[dict]:
+    "Every network that `load_model` finds."
+    found = []
+    for scale in SCALES[1:]:
+        for name in kept_networks(scale):
+            r = read_kept(weights_dir(scale) / f"{name}.json")
+            made, more = age(r["provenance"]["finished"]), {"iterations": r["spec"]["iterations"]}
+            found.append({"network": name, "scale": scale, "data": r["data"]["title"], **more, "age": made})
     return found
 
 # %% ../nbs/cli.ipynb #7d4cb0bd
@@ -256,34 +275,44 @@ def list_(
 ) -> None:
     "The command `list`."
     if args.json:
-        print(json.dumps({"figures": figures(), "runs": runs()}, indent=1))
+        print(json.dumps({"figures": figures(), "networks": networks(), "runs": runs()}, indent=1))
         return
-    f, r = figures(), runs()
+    f, n, r = figures(), networks(), runs()
     print(
         table(f, ["item", "scale", "variant", "data", "n", "age", "file"])
         if f
         else "no figures yet: nsq-repro run mnist --scale smoke makes the first ones"
     )
+    if n:
+        print("\nnetworks, see nsq_repro.load_model:")
+        print(table(n, ["network", "scale", "data", "iterations", "age"]))
     print()
     print(table(r, ["kind", "model", "data", "state", "run"]) if r else "no runs under runs/")
 
 # %% ../nbs/cli.ipynb #40c7f6dd
 def verify(
-    args: argparse.Namespace,  # scale
+    args: argparse.Namespace,  # scale, rerun, seed
 ) -> int:  # exit status
     "The command `verify`: what does not match, and the claims with their verdicts."
     from nsq_repro import claims, results
 
-    found = results.verify(args.scale, progress=sys.stderr.isatty())
+    how = dict(progress=sys.stderr.isatty())
+    again = [] if args.rerun is None else rerun(args.rerun, args.seed, args.scale, **how)
+    found = results.verify(args.scale, **how)
     for r in found:
         print(f"{'MISMATCH' if r['problems'] else 'ok':8s}  {r['file']}  ({r['said'] or 'not made again'})")
     kept = [s for s in ("paper", "cpu") if any(records.figure_dir(s).glob("*.json"))]
     scale = args.scale or next(iter(kept), None) or records.present_scale()
     print(f"\nclaims, {f'scale {scale}' if scale else 'no records yet'}\n")
     print(table([_claim_row(r) for r in claims.claims_rows(scale)], ["verdict", "paper", "printed", "here"]))
-    if dirty := [r["file"] for r in found if "with uncommitted changes" in r["said"]]:
-        print(f"\n{len(dirty)} records were computed with uncommitted changes:", *dirty, sep="\n")
-    wrong = [f"{r['file']}: {p}" for r in found for p in r["problems"]]
+    for note in dict.fromkeys(n for r in found for n in r["notes"]):
+        files = [Path(r["file"]).relative_to("figures").as_posix() for r in found if note in r["notes"]]
+        print(f"\n{len(files)} records {note}: {', '.join(files)}")
+    if args.rerun is not None:
+        print(f"\n{args.rerun} outcomes drawn with seed {args.seed}, and those of their batches:\n")
+    for r in again:
+        print(f"{'MISMATCH' if r['problems'] else 'ok' if r['compared'] else '-':8s}  {r['file']}  ({r['said']})")
+    wrong = [f"{r['file']}: {p}" for r in [*found, *again] for p in r["problems"]]
     print(f"\n{len(wrong)} mismatches in {len(found)} files:" if wrong else f"\nverified {len(found)} files")
     print(*wrong, sep="\n")
     return 1 if wrong else 0

@@ -28,6 +28,7 @@ from .cells import made_from
 from .data import load
 from .evaluation import AttackSpec, eval_key, evaluate, settings_of
 from .training import RECIPES, bytes_written, recipe, train, train_key, training_cost
+from .weights import keep_networks
 
 # %% ../nbs/experiments.ipynb #90091604
 def parameter(
@@ -415,6 +416,11 @@ def train_and_attack(
     fit, test = datasets(p, q.data_root, q.download)
     nets, trained, evaluated = run_protocol(p, fit, test, q.refresh, compute=q.compute)
     cost = recipe_costs([*p.train, *beside], p, fit, adversary, iterations, q.refresh)
+    if p.variant is None and p.scale != "smoke":
+        try:
+            keep_networks(p.name, p.scale, trained)
+        except ValueError as e:
+            print(f"no network is kept beside the figures: {e}", flush=True)
     return Finished(p, nets, trained, evaluated, cost)
 
 # %% ../nbs/experiments.ipynb #924bd7a7

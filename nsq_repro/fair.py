@@ -14,7 +14,7 @@ import torch
 
 from . import experiments, records
 from .adaptive import box_attack
-from .cells import Cell, Workers, origin
+from .cells import Cell, Workers, made_from, origin
 from .data import Dataset, load
 from .exact import judged
 from .experiments import Experiment, choose_device, choose_scale, parameter, read, variant_name
@@ -202,7 +202,7 @@ def run(
     spec = lambda m, how, minutes, seed: spec_of(p, m, how, iterations_in(minutes, cost, m), seed)
     tried = [cell(spec(m, how, p.choice, p.seed), p, fit, held, q.refresh) for m in p.models for how in p.grid]
     with Workers(q.workers, p.device) as workers:
-        rows = [r["row"] for r in workers.run(tried, "choice of recipes", q.refresh)]
+        rows = [{**origin(r), **r["row"]} for r in workers.run(tried, "choice of recipes", q.refresh)]
         choice = {m: rows[i * len(p.grid) : (i + 1) * len(p.grid)] for i, m in enumerate(p.models)}
         best = {m: best_recipe(own, p.grid, p.eps[-1]) for m, own in choice.items()}
         wanted = [(b, m, p.seed + s) for b in p.budgets for m in p.models for s in range(p.seeds)]
@@ -229,8 +229,11 @@ def fair_record(
     last = max((r["provenance"] for r in cells), key=lambda v: v["finished"])
     head = {"scale": p.scale, "seed": p.seed, "data": test.describe(), "provenance": last, "attack": p.attack()}
     tried = {m: {"recipe": list(how), "tried": rows} for m, (how, rows) in choice.items()}
+    runs = [made_from("choice of recipes", m, rows) for m, (_, rows) in choice.items()]
+    runs += [made_from("budgets", m, own) for m in choice if (own := [r for r in cells if r["model"] == m])]
+    runs.append(made_from("timing", "all", [cost]))
     cost = {k: cost[k] for k in ("seconds_per_iteration", "specs", "provenance")}
-    return {**head, "cost": cost, "choice": tried, "cells": cells, "missing": missing}
+    return {**head, "cost": cost, "choice": tried, "cells": cells, "missing": missing, "runs": runs}
 
 # %% ../nbs/fair.ipynb #c6f4fb7f
 experiment = Experiment(

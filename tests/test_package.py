@@ -75,6 +75,12 @@ def test_readme_example_runs():
     assert "bpda_ste worst" in run(code)
 
 
+def test_readme_example_attacks_a_trained_network_where_there_is_one():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    there = (ROOT / "figures" / "cpu" / "weights" / "mnist-nsq.json").exists()
+    assert not there or 'load_model("mnist-nsq")' in code
+
+
 def test_versions_and_names_agree():
     assert f"\nversion = {nsq_repro.__version__}\n" in (ROOT / "settings.ini").read_text(encoding="utf-8")
     assert f"\nversion: {nsq_repro.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
