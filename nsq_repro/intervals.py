@@ -55,7 +55,7 @@ def lowest_margins(
     y: Tensor,  # (N,) int64 labels
     learn: bool = False,  # with gradients for the weights
 ) -> Tensor:  # (N, classes) lowest F_y − F_j over the box; 0 for j = y
-    "The lowest margins over a box, @eq-intervals-margin."
+    "The lowest margins over a box."
     lead = lambda t: t.gather(1, y[:, None]) - t
     weight = (layer.weight if learn else layer.weight.detach()).to(centre.dtype)
     differences = (weight[:, None] - weight).abs()[y]

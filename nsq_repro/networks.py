@@ -147,7 +147,7 @@ class StridedCNN(nn.Module):
 
     def __init__(
         self,
-        initial: str = "intervals",  # initial weights: 'intervals' (@eq-networks-interval-initial), or 'pytorch'
+        initial: str = "intervals",  # initial weights: 'intervals' (they keep their width), or 'pytorch'
     ):
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(1, 32, 5, stride=2), nn.Conv2d(32, 64, 5, stride=2)

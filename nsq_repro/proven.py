@@ -314,7 +314,7 @@ experiment = Experiment("proven", QUESTION, Parameters, PRESETS, run)
 # %% ../nbs/proven.ipynb #0498291c
 def publish(
     **parameters,  # of this notebook, see `Parameters`
-) -> Path:  # figures/<scale>[/<variant>]/mnist-proven.safetensors
+) -> Path:  # `mnist-proven.safetensors` beside the figures of the scale or variant
     "Save the rounded network of the first seed beside the figure. Raises FileNotFoundError where it is not trained."
     q, p = read(Parameters, parameters), plan(**parameters)
     spec = spec_of(p, p.models[0], p.seed)

@@ -344,7 +344,7 @@ def cached(
 def figure_dir(
     scale: str,  # 'smoke', 'cpu' or 'paper'
     variant: str | None = None,  # for example 'mnist-K2'; None: the paper's parameters
-) -> Path:  # figures/<scale>[/<variant>]
+) -> Path:  # `figures/<scale>`, and below it the variant's
     "Folder of a scale's figures."
     return home() / "figures" / scale / (variant or "")
 

@@ -198,12 +198,12 @@ def recipe(
 # %% ../nbs/training.ipynb #7b4cab50
 def add_noise(
     x: Tensor,  # (N, C, H, W) images in [0, 1]
-    radius: float,  # r in @eq-noisy-samples
+    radius: float,  # r, of the noisy samples
     generator: torch.Generator,  # on the device of x
     clip: bool = True,  # False: leave them as they fall
     shape: str = "uniform",  # a name in NOISE
 ) -> Tensor:  # (N, C, H, W) noisy images in [0, 1]
-    "Noisy-natural samples, @eq-noisy-samples."
+    "Noisy-natural samples."
     noisy = x + radius * NOISE[shape](x.shape, generator=generator, device=x.device)
     return noisy.clamp(0, 1) if clip else noisy
 
@@ -246,7 +246,7 @@ def perturb_behind(
     generator: torch.Generator,  # on the device of x
     growth: float = 1.0,  # as for `perturb`
 ) -> Tensor:  # (N, C, H, W) values z that the layer can output within ε, for F
-    "Adversarial outputs of the layer, @eq-box-step."
+    "Adversarial outputs of the layer: one step in the reachable box."
     F, S = taken_apart(model)
     lo, hi = S.reachable_box(x, growth * spec.eps)
     start = lo + (hi - lo) * torch.rand(x.shape, generator=generator, device=x.device)
@@ -318,7 +318,7 @@ def chain_rule(
     loss: str = "ce",  # 'ce', 'cw' or 'dlr'
     create_graph: bool = False,  # keep loss and first factor differentiable in the weights
 ) -> tuple[Tensor, Tensor, Tensor]:
-    "Losses (N,) and the two factors of @eq-chain-rule, ∇_z L and S'(x), each (N, C, H, W). S' = 1 without a layer."
+    "Losses (N,) and the two factors of the chain rule, ∇_z L and S'(x), each (N, C, H, W). S' = 1 without a layer."
     F, S = taken_apart(model)
     x = x.detach()
     z = (x if S is None else S(x)).detach().requires_grad_()
@@ -335,7 +335,7 @@ def input_gradient_l1(
     loss: str = "ce",  # 'ce', 'cw' or 'dlr'
     create_graph: bool = False,  # True: differentiable in the weights, to be used as a penalty
 ) -> Tensor:  # (N,) ‖∇ₓL‖₁, one norm for each point
-    "The l1 norm of the input gradient of the whole network, S' in closed form (@eq-chain-rule, @eq-l1-objective)."
+    "The l1 norm of the input gradient of the whole network, S' in closed form: the penalty of Eq. 5."
     _, outer, inner = chain_rule(model, x, y, loss, create_graph)
     return (outer * inner).abs().flatten(1).sum(1)
 
@@ -354,11 +354,11 @@ def stability_loss(
     model: Callable,  # network in training: images to logits
     x: Tensor,  # (N, C, H, W) natural images in [0, 1]
     y: Tensor,  # (N,) int64 labels
-    noise: float,  # r in @eq-stability-loss, in [0, 1] pixel units
+    noise: float,  # r, in [0, 1] pixel units
     weight: float = 1.0,  # λ, at least 0
     generator: torch.Generator | None = None,  # of the noise, on the device of x
 ) -> Tensor:  # mean loss, a scalar to differentiate; gradients flow through both outputs
-    """Loss of stability training, @eq-stability-loss, by one pass over natural and noisy images together.
+    """Loss of stability training (Remark 2), by one pass over natural and noisy images together.
     Raises ValueError for a negative weight."""
     if weight < 0:
         raise ValueError(f"weight={weight!r} is not possible; it must be at least 0")
@@ -373,9 +373,9 @@ def interval_loss(
     x: Tensor,  # (N, C, H, W) natural images in [0, 1]
     y: Tensor,  # (N,) int64 labels
     eps: float,  # l∞ radius, in [0, 1] pixel units
-    weight: float,  # κ in @eq-interval-loss, in [0, 1]
+    weight: float,  # κ, in [0, 1]
 ) -> Tensor:  # mean loss, a scalar to differentiate
-    "Natural cross-entropy, mixed with that of the worst logits within ε (@eq-interval-loss)."
+    "Natural cross-entropy, mixed with that of the worst logits within ε."
     F, S = taken_apart(model)
     lo, hi = ball(x, eps) if S is None else S.reachable_box(x, eps)
     worst = TF.cross_entropy(worst_logits(F, lo, hi, y).float(), y)

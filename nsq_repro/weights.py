@@ -22,7 +22,7 @@ LIMIT = 40_000_000  # bytes of all networks that are kept beside figures
 def weights_dir(
     scale: str,  # 'smoke', 'cpu' or 'paper'
     root=None,  # folder of a checkout; None: `records.home()`
-) -> Path:  # figures/<scale>/weights
+) -> Path:  # `figures/<scale>/weights`
     "Where the networks of a scale lie. Raises ValueError for an unknown scale."
     return Path(root or records.home()) / "figures" / records.scales_for(scale)[0] / "weights"
 

@@ -125,11 +125,10 @@ def shown(path):
 
 
 MODULES = sorted((NBS.parent / "nsq_repro").glob("[a-z]*.py"))
-NOT_YET = pytest.mark.xfail(strict=True, reason="docstrings that still cite labels or hold a <word>")
 
 
 @pytest.mark.parametrize(
-    "path", [pytest.param(p, id=p.stem, marks=NOT_YET if p.stem in ("records", "training") else ()) for p in MODULES]
+    "path", [pytest.param(p, id=p.stem) for p in MODULES]
 )
 def test_docstrings_are_words(path):
     "A reference, a Markdown link or a <word> outside of backticks would be raw text or vanish in help() or HTML."
