@@ -141,7 +141,9 @@ def bound_margins(
         parts = [bound_margins(program, l, h, t, method, slack, classes=c) for l, h, t, c in each]
         return Margins(*map(torch.cat, zip(*parts)))
     seen = forward(program, lo, hi, relate_errors if method == "full" else None)
-    low, corner = margins(program.last, seen.z, y), lo.clone()
+    centre, radius = (seen.box[0] + seen.box[1]) / 2, (seen.box[1] - seen.box[0]) / 2
+    low = torch.maximum(margins(program.last, seen.z, y), lowest_margins(program.last, centre, radius, y))
+    corner = lo.clone()
     classes = classes & (torch.arange(program.last.out_features, device=y.device) != y[:, None])
     own, j = (~(low > slack) & classes).nonzero(as_tuple=True)  # nan is not proven
     if method != "forward" and len(own):

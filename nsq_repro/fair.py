@@ -108,7 +108,7 @@ def spec_of(
 
 # %% ../nbs/fair.ipynb #663b0c91
 def splits(
-    p: Plan,  # the experiment
+    p,  # plan of an experiment: dataset, held, n_held, n_test
     data_root: str | None = None,  # folder of the data
     download: bool = False,  # fetch what is missing
 ) -> tuple[Dataset, Dataset, Dataset]:  # training images, images held out, test images

@@ -152,9 +152,8 @@ class StridedCNN(nn.Module):
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(1, 32, 5, stride=2), nn.Conv2d(32, 64, 5, stride=2)
         self.fc1, self.fc2 = nn.Linear(4 * 4 * 64, 512), nn.Linear(512, 10)
-        for layer in self.children() if initial == "intervals" else ():
-            nn.init.normal_(layer.weight, std=(2 * math.pi) ** 0.5 / layer.weight[0].numel())
-            nn.init.zeros_(layer.bias)
+        for p in self.parameters() if initial == "intervals" else ():
+            nn.init.normal_(p, std=(2 * math.pi) ** 0.5 / p[0].numel()) if p.ndim > 1 else nn.init.zeros_(p)
 
     def forward(
         self,

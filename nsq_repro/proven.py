@@ -132,8 +132,8 @@ def spec_of(
     seed: int,  # of weights and order
 ):  # `TrainSpec`
     "What to train. Raises ValueError for a field that is wrong."
-    how = dict(network=p.network, batch_size=p.batch_size, precision=p.precision, schedule="onecycle")
-    layer = dict(K=p.K, alpha=p.alpha, shift=p.shift) if model == "nsq_ibp" else {}
+    how: dict = dict(network=p.network, batch_size=p.batch_size, precision=p.precision, schedule="onecycle")
+    layer: dict = dict(K=p.K, alpha=p.alpha, shift=p.shift) if model == "nsq_ibp" else {}
     how |= dict(eps=p.radius, worst=p.worst, warmup=p.warmup, lr=p.lr, iterations=p.iterations)
     return recipe(model, seed=seed, **layer, **how)
 
@@ -199,7 +199,7 @@ def both_sides(
     x, y, some = data.floats(device=p.device), data.y.to(p.device), data.subset(p.n_attack)
     clean = judged(net, x, x, y, 0.0).correct.cpu().numpy()
     known = {e: proven_by_intervals(net, x, y, e, p.slack).cpu().numpy() for e in p.eps}
-    few, how = slice(p.n_attack), dict(device=p.device, refresh=refresh, workers=Workers(progress=False))
+    few, how = slice(p.n_attack), {"device": p.device, "refresh": refresh, "workers": Workers(progress=False)}
     before, first = {e: clean[few] for e in p.eps}, {e: ok[few] for e, ok in known.items()}
     left = left_of(cascade({model: net}, model, {model: key}, some, p.box, p.eps, before, **how))
     proven, broken, settled = proven_beyond(net, x[few], y[few], first, left, p.boxes, p.slack)

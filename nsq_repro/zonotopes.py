@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Kind', 'BETAS', 'windows', 'Rows', 'Term', 'above_mean', 'PixelGenerators', 'Zonotope', 'added', 'zonotope_of_box',
-           'rows_of_units', 'ahead', 'upper_weights', 'first_largest', 'Planes', 'maximum', 'ForwardPass', 'forward',
-           'blame_of_pixels', 'Patches']
+           'rows_of_units', 'ahead', 'upper_weights', 'first_largest', 'relu_weights', 'narrower', 'Planes', 'maximum',
+           'ForwardPass', 'forward', 'blame_of_pixels', 'Patches']
 
 # %% ../nbs/zonotopes.ipynb #b8b2d579
 from collections.abc import Callable
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as TF
 from torch import Tensor, nn
 
-from .intervals import affine
+from .intervals import affine, interval_step
 from .programs import AFFINE, Affine, Maximum, Program, Sum
 
 # %% ../nbs/zonotopes.ipynb #eef81181
@@ -287,6 +287,25 @@ def _best_other(low):
     is_largest = torch.zeros_like(low, dtype=torch.bool).scatter_(1, top.indices[:, :1], True)
     return torch.where(is_largest, top.values[:, 1:], top.values[:, :1])
 
+# %% ../nbs/zonotopes.ipynb #065308d6
+def relu_weights(
+    low: Tensor,
+    high: Tensor,  # (N, …) bounds on the input of a ReLU
+) -> tuple[Tensor, Tensor]:  # (N, 2, …) weights s and 1 − s of the input and of 0; (N, …) offsets t
+    "The upper line of a ReLU, @fig-relu-planes."
+    s = torch.where(low >= 0, 1.0, high.clamp_min(0) / (high - low).clamp_min(1e-30)).clamp(0, 1)
+    offset = torch.maximum((1 - s) * high, -s * low).clamp_min(0)
+    return torch.stack([s, 1 - s], 1), torch.where((low < 0) & (high > 0), offset, 0.0)
+
+# %% ../nbs/zonotopes.ipynb #b14cbb7c
+def narrower(
+    a: tuple,
+    b: tuple,  # (lowest, highest), each (N, …)
+) -> tuple[Tensor, Tensor]:  # their intersection; b where they do not meet
+    "Two enclosures of the same units taken together."
+    low, high = torch.maximum(a[0], b[0]), torch.minimum(a[1], b[1])
+    return torch.where(low <= high, low, b[0]), torch.where(low <= high, high, b[1])
+
 # %% ../nbs/zonotopes.ipynb #c5718ce5
 class Planes(NamedTuple):
     "A `Maximum` layer between two planes. The entries of a window, without 0, are in dimension 1."
@@ -299,6 +318,7 @@ class Planes(NamedTuple):
 def maximum(
     z: Zonotope,  # what the layer gets
     layer: Maximum,  # the layer
+    within: tuple | None = None,  # ReLU alone: lowest and highest value of each unit, as far as they are known
 ) -> tuple[Zonotope, Planes]:  # what it returns, and the planes around it
     "Relax a maximum. Raises ValueError where a pooling window does not fit."
     if layer.k > 1 and (z.centre.shape[2] % layer.k or z.centre.shape[3] % layer.k):
@@ -307,7 +327,7 @@ def maximum(
             "certificates need windows that cover it exactly"
         )
     w = z.windows(layer.k, layer.zero)
-    weights, offset = upper_weights(w)
+    weights, offset = upper_weights(w) if within is None else relu_weights(*within)
     terms, moved = zip(*(t.mean(weights) for t in w.terms)) if w.terms else ((), ())
     if any(t.rough for t in w.terms):
         offset = torch.minimum(offset, ahead(w, weights, moved).amax(1).clamp_min(0))
@@ -325,6 +345,7 @@ class ForwardPass(NamedTuple):
     shapes: list  # shape of each value of the program but the last, without N
     planes: list  # `Planes` of each step but the last; None where it is no `Maximum`
     blame: Tensor  # (N, …) the share of each pixel in the error, at least 0
+    box: tuple  # lowest and highest input of the last layer, by whatever knows more
 
 
 def forward(
@@ -336,10 +357,11 @@ def forward(
     "The forward linear bound. Raises ValueError where a pooling window does not fit."
     pixels, steps = zonotope_of_box(lo, hi), program.steps[:-1]
     values, shapes = [pixels], [tuple(lo.shape[1:])]
-    planes, blame = [], torch.zeros_like(lo)
+    planes, blame, boxes = [], torch.zeros_like(lo), [(lo, hi)]
     last_use = {n: i for i, step in enumerate(program.steps) for n in step.inputs}
     for i, (layer, inputs) in enumerate(steps):
         z, users, around = values[inputs[0]], program.users(i + 1), None
+        boxes.append(interval_step(layer, [boxes[n] for n in inputs]))
         if isinstance(layer, AFFINE):
             z = z.affine(layer)
         elif isinstance(layer, nn.Flatten):
@@ -347,7 +369,10 @@ def forward(
         elif isinstance(layer, Sum):
             z = added(z, values[inputs[1]])
         else:
-            z, around = maximum(z, layer)
+            alone = layer.k == 1 and layer.zero
+            within = narrower(boxes[inputs[0]], z.bounds()) if alone else None
+            boxes[-1] = interval_step(layer, [within]) if within else boxes[-1]
+            z, around = maximum(z, layer, within)
             blame += blame_of_pixels(z, around.offset, blame)
         if refine and any(i + 1 in step.inputs and isinstance(step.layer, AFFINE) for step in steps):
             z = refine(program, i + 1, pixels, z)
@@ -355,7 +380,8 @@ def forward(
         planes.append(around)
         shapes.append(tuple(z.centre.shape[1:]))
         values = [None if last_use.get(n, -1) <= i else v for n, v in enumerate(values)]
-    return ForwardPass(values[program.steps[-1].inputs[0]], shapes, planes, blame)
+    n = program.steps[-1].inputs[0]
+    return ForwardPass(values[n], shapes, planes, blame, narrower(boxes[n], values[n].bounds()))
 
 # %% ../nbs/zonotopes.ipynb #0e094bf1
 def blame_of_pixels(

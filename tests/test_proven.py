@@ -12,13 +12,14 @@ from torch import nn
 
 from nsq_repro import proven, records
 from nsq_repro.attacks import ball, pgd
-from nsq_repro.certificates import bounds, corners
+from nsq_repro.certificates import bound_margins, bounds, corners
 from nsq_repro.exact import zbox
 from nsq_repro.intervals import interval, lowest_margins, worst_logits
 from nsq_repro.networks import SoftQuantNet, build, load_checkpoint, save_checkpoint
 from nsq_repro.programs import NoBounds, read_program
 from nsq_repro.quantization import SoftQuantize
 from nsq_repro.training import TrainSpec, interval_loss, recipe, train, train_key, training_loss
+from nsq_repro.zonotopes import forward
 
 BOTH = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
@@ -162,6 +163,25 @@ def test_brute_force_agrees_with_every_proof(seed):
         whole = [all((hard.features(z).argmax(1) == t).all() for z in corners(l, h, BOTH, 2**16)) for l, h, t in boxes]
         assert np.array(whole)[sure[e]].all() and not np.array(whole)[broken[e]].any()
         assert (sure[e] >= known[e]).all()
+
+
+@pytest.mark.parametrize("method", ["forward", "crown", "full"])
+def test_every_bound_is_at_least_that_of_intervals(method):
+    model, x, y = trained()
+    x, y, program = x[:20], y[:20], read_program(model.features)
+    lo, hi = ball(x, 0.1)  # every pixel free: intervals are narrower than zonotopes in some units, and wider in others
+    seen, (low, high) = forward(program, lo, hi), interval(program, lo, hi)
+    assert (seen.box[0] >= low - 1e-9).all() and (seen.box[1] <= high + 1e-9).all()
+    assert (seen.box[1] < high - 1e-6).any()
+    ours = bound_margins(program, lo, hi, y, method).low
+    assert (ours >= bounds(model.features, lo, hi, y, "ibp") - 1e-9).all()
+    logits = lambda z: model.features(z).gather(1, y[:, None]) - model.features(z)
+    g = torch.Generator().manual_seed(1)
+    for _ in range(300):
+        corner = torch.where(torch.rand(x.shape, generator=g) < 0.5, lo, hi)
+        assert (logits(corner) >= ours - 1e-9).all()
+        inside = model.features[:-1](corner)
+        assert (inside >= seen.box[0] - 1e-9).all() and (inside <= seen.box[1] + 1e-9).all()
 
 
 @pytest.mark.parametrize("layer", [True, False])
