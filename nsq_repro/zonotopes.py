@@ -292,7 +292,7 @@ def relu_weights(
     low: Tensor,
     high: Tensor,  # (N, …) bounds on the input of a ReLU
 ) -> tuple[Tensor, Tensor]:  # (N, 2, …) weights s and 1 − s of the input and of 0; (N, …) offsets t
-    "The upper line of a ReLU, @fig-relu-planes."
+    "The upper line of a ReLU."
     s = torch.where(low >= 0, 1.0, high.clamp_min(0) / (high - low).clamp_min(1e-30)).clamp(0, 1)
     offset = torch.maximum((1 - s) * high, -s * low).clamp_min(0)
     return torch.stack([s, 1 - s], 1), torch.where((low < 0) & (high > 0), offset, 0.0)
@@ -347,7 +347,7 @@ class ForwardPass(NamedTuple):
     blame: Tensor  # (N, …) the share of each pixel in the error, at least 0
     box: tuple  # lowest and highest input of the last layer, by whatever knows more
 
-
+# %% ../nbs/zonotopes.ipynb #cdbcc994
 def forward(
     program: Program,  # of `read_program`
     lo: Tensor,
