@@ -32,10 +32,10 @@ class Counts:
             suite["examples"] += examples
             suite[report.outcome] += 1
 
-    def pytest_sessionfinish(self, session):
+    def pytest_sessionfinish(self, session, exitstatus):
         from nsq_repro import reliability
 
-        if not hasattr(session.config, "workerinput"):  # not in the processes of pytest-xdist
+        if exitstatus in (0, 1) and not hasattr(session.config, "workerinput"):  # to the end, in the first process
             reliability.save_counts(self.suites, time.perf_counter() - self.began)
 
 
