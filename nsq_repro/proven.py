@@ -62,7 +62,7 @@ PRESETS = {
         box=box_attack(5)[:2], boxes=2, precision="fp32",
     ),
     "cpu": dict(
-        COMMON, dataset="mnist", seeds=3, iterations=12_000, n_test=10_000, n_attack=500, n_held=5000, held=5000,
+        COMMON, dataset="mnist", seeds=3, iterations=10_000, n_test=10_000, n_attack=1000, n_held=5000, held=5000,
         batch_size=128, box=box_attack(50), boxes=20, precision="bf16",
     ),
     "paper": dict(
