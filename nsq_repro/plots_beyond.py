@@ -289,7 +289,7 @@ def fig_proven(
                 ax.plot(s["eps"], 100 * np.asarray(s["accuracy"]), color=looks[m]["color"], lw=0.5, alpha=0.6)
             ax.plot(own[0]["eps"], 100 * np.mean([s["accuracy"] for s in own], axis=0), **mark)
     for m, own in _proven_curves(record, "intervals").items():
-        times = [r["training"]["seconds"] for r in record["networks"] if r["model"] == m]
+        times = [r["training"]["cpu_seconds"] for r in record["networks"] if r["model"] == m]
         times = times or [b["seconds"] for b in record["beside"] if b["model"] == m]
         there = [(t, 100 * s["accuracy"][s["eps"].index(at)]) for t, s in zip(times, own) if at in s["eps"]]
         kind = dict(color=looks[m]["color"], marker=looks[m]["marker"], ls="none", mfc="none", clip_on=False)
