@@ -300,13 +300,13 @@ def verify(
 def item_text(
     name: str,  # of a table, or of an item with words
 ) -> str:  # Markdown
-    "A table or sentences from the record of the largest scale. Raises ValueError for an unknown name or no record."
+    "A table or sentences from the record of the largest scale. Raises ValueError for an unknown name."
     item = items().get(name)
     if item is None or not (item.table or item.words):
         known = [n for n, i in items().items() if i.table or i.words]
         raise ValueError(f"item is {name!r}; known are {', '.join(known)}")
     if (record := records.best_record(item.of if item.words else name)) is None:
-        raise ValueError(f"no record for {name} is there")
+        return f"*No record of {item.of or name} is there yet.*"
     record = records.best_record(record["figure"]) if "figure" in record else record
     return item.words(record) if item.words else item.table(record)[0]
 
