@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .attacks import frozen, seeded_uniform
-from .quantization import borders, thresholds
+from .attacks import frozen, layer_of, seeded_uniform
+from .quantization import SoftQuantize, borders, thresholds
 
 # %% ../nbs/bound.ipynb #fee5bb12
 def class_losses(
@@ -234,7 +234,7 @@ def along_line(
 
 # %% ../nbs/bound.ipynb #a60ca0c7
 def crossing_panels(
-    S: nn.Module,  # `SoftQuantize` layer
+    S: SoftQuantize,  # the layer
     x_from: Tensor,  # image x'', any shape, float64
     x_to: Tensor,  # image x', the same shape
     around: tuple = (2.0, 6.0, 16.0),  # where to cut beside a crossing, in units of w_i
@@ -288,7 +288,7 @@ def path_integral(
         with torch.no_grad():
             logits_q = model(x_from[None])[0]
     if cuts is None:
-        layer = getattr(model, "quantize", None)
+        layer = layer_of(model)
         cuts = torch.linspace(0, 1, 65).to(x_from) if layer is None else crossing_panels(layer, x_from, x_to)
     t, weight = _quadrature(cuts, order)
     a, reach = along_line(model, x_from, x_to, t, logits_q), (x_to - x_from).abs().max()
@@ -303,7 +303,7 @@ def border_steps(
     beside: float = 1e-11,  # how far before and after a crossing, in t
 ) -> tuple[float, int]:  # the sum of the jumps of L(x, q) at the borders, and the number of crossings
     "What the line from x'' to x' gains at the inner borders of S, where Eq. 13 sees nothing."
-    S, a, b = model.quantize, x_from.flatten(), x_to.flatten()
+    S, a, b = layer_of(model), x_from.flatten(), x_to.flatten()
     at = (borders(S.K, S.vmin, S.vmax, a.dtype, a.device)[:, None] + S.shift - a) / (b - a)  # (K−1, pixels)
     t = at[(at > 0) & (at < 1)].sort().values
     with torch.no_grad():

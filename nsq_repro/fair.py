@@ -136,7 +136,7 @@ def trained_and_attacked(
         net, trained = train(spec, fit, p.device, refresh, progress=False)
         x, y = data.floats(device=p.device), data.y.to(p.device)
         clean = judged(net, x, x, y, 0.0).correct.cpu().numpy()
-        how = dict(device=p.device, precision=p.precision, refresh=refresh, workers=Workers(progress=False))
+        how: dict = dict(device=p.device, precision=p.precision, refresh=refresh, workers=Workers(progress=False))
         found = cascade({m: net}, m, {m: key}, data, p.box, p.eps, {e: clean for e in p.eps}, **how)
     finally:
         torch.set_num_threads(threads)

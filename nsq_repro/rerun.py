@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import records
-from .data import load
+from .data import Dataset, load
 from .evaluation import AttackSpec, outcomes_at
 from .networks import load_checkpoint, weights_digest
 from .training import TrainSpec, train_key
@@ -77,7 +77,7 @@ class Curve:
     name: str  # for example 'nsq bpda ce'
     model: torch.nn.Module  # in eval mode, on its device
     spec: AttackSpec  # the attack
-    data: object  # `Dataset`: the images attacked
+    data: Dataset  # the images attacked
     device: str  # torch device
     batch_size: int  # images at a time, as they were then
     threads: int | None  # of the CPU, as they were then

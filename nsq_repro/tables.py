@@ -14,7 +14,7 @@ __all__ = ['RESPONSES', 'RESPONSE_LABELS', 'EFFECT_LABELS', 'DIRECTION_LABELS', 
 
 # %% ../nbs/tables.ipynb #73d5081a
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 
 import numpy as np
@@ -42,7 +42,7 @@ from nsq_repro.statistics import (
 
 # %% ../nbs/tables.ipynb #7014b85a
 def printed_value(
-    paper: list[dict],  # entries of `records.paper(dataset=…)`
+    paper: Sequence[dict],  # entries of `records.paper(dataset=…)`
     series: dict,  # model, setting and loss to look for
     eps: float,  # perturbation, in [0, 1]
 ) -> dict | None:  # the entry, or None where the paper prints nothing
@@ -125,7 +125,7 @@ def accuracy_table(
 def lowest(
     record: dict,  # accuracy record
     model: str,  # for example 'nsq'
-    settings: Sequence[str],  # of 'pgd', 'bpda', 'bpda_ste'
+    settings: Iterable[str],  # of 'pgd', 'bpda', 'bpda_ste'
     accounting: str = "worst",  # 'last' or 'worst'
     eps: int = -1,  # which radius, by its place in the list
 ) -> dict | None:  # right (n,) booleans; value, low, high (%); None where there is no such series
@@ -140,10 +140,11 @@ def lowest(
 
 # %% ../nbs/tables.ipynb #689fa62e
 def against(
-    a: dict,  # from `lowest`
-    b: dict,  # another, on the same images
+    a: dict | None,  # from `lowest`
+    b: dict | None,  # another, on the same images
 ) -> str:  # points with their interval, and what it says
     "The first accuracy less the second, in words."
+    assert a and b, "both rows are needed"
     d = paired_difference(a["right"], b["right"])
     value, low, high = (100 * d[k] for k in ("value", "low", "high"))
     said = "more" if low > 0 else "less" if high < 0 else "undecided"
