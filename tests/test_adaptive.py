@@ -1,9 +1,6 @@
 """The bracket: what a cascade of attacks and a ladder of certificates keep, where they stop, and that they go on."""
 
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -232,32 +229,3 @@ def test_same_network_behind_another_layer():
 def test_wrong_parameters_stop_before_any_work(wrong):
     with pytest.raises(ValueError, match=str(list(wrong.values())[0]).split(",")[-1]):
         adaptive.protocol(**{"scale": "smoke", **wrong})
-
-
-def test_plain_run_on_a_bare_machine(tmp_path):
-    blocked = tmp_path / "blocked"
-    blocked.mkdir()
-    for name in ("papermill", "nbdev", "fastcore", "matplotlib", "seaborn", "IPython"):
-        (blocked / f"{name}.py").write_text(f"raise ImportError('{name} is not for training and attacks')")
-    env = {
-        **os.environ,
-        "NSQ_HOME": str(tmp_path),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{blocked}{os.pathsep}{ROOT}",
-    }
-    small = {"models": "nsq", "n_test": 4, "n_suite": 2, "parts": "certificates,arithmetic,sanity"}
-    command = [
-        sys.executable,
-        "-m",
-        "nsq_repro.cli",
-        "run",
-        "adaptive",
-        "--plain",
-        "--scale",
-        "smoke",
-        *(a for k, v in small.items() for a in ("-p", k, str(v))),
-    ]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    kinds = {p.parent.name.rsplit("-", 1)[0] for p in tmp_path.glob("runs/**/record.json")}
-    assert kinds >= {"train", "eval", "attack", "proof", "zeros", "gradients", "sanity"}

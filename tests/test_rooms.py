@@ -142,7 +142,7 @@ RUNS = {
     "mnist": dict(models="nsq", n_test=4, steps=2, iterations=3),
     "cifar": dict(models="nsq", n_test=4, steps=2, iterations=3),
     "parameter_study": dict(Ks="2", alphas="255", n_test=4, steps=2, iterations=3),
-    "adaptive": dict(models="nsq", n_test=4, n_suite=2, parts="arithmetic"),
+    "adaptive": dict(models="nsq", n_test=4, n_suite=2, parts="certificates,arithmetic,sanity"),
     "variants": dict(variants="nsq,box", n_test=4),
     "fair": dict(models="nsq", budgets="0.001", seeds=1, n_test=4),
     "proven": dict(models="nsq_ibp", seeds=1, iterations=6, n_attack=4),
@@ -174,3 +174,5 @@ def test_every_experiment_runs_without_what_draws(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("ran ")] == list(RUNS)
+    kinds = {p.parent.name.rsplit("-", 1)[0] for p in tmp_path.glob("runs/**/record.json")}
+    assert kinds >= {"train", "eval", "attack", "proof", "zeros", "gradients", "sanity"}

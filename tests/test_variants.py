@@ -2,9 +2,6 @@
 run that goes on."""
 
 import json
-import os
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -241,17 +238,3 @@ def test_record_draws_and_is_verified(quick):
     kept["series"][1]["correct"][0] -= 1
     records.save_record(path, kept)
     assert any("correct is" in p for r in results.verify("smoke") for p in r["problems"])
-
-
-def test_page_needs_no_plotting_to_run(tmp_path):
-    for name in ("papermill", "nbdev", "fastcore", "matplotlib", "seaborn", "IPython"):
-        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not for training and attacks')")
-    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    done = subprocess.run(
-        [sys.executable, "-c", "from nsq_repro import variants; variants.protocol(scale='smoke')"],
-        env=env,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
