@@ -452,7 +452,9 @@ def run(
 
 # %% ../nbs/adaptive.ipynb #5d7f9b57
 QUESTION = "does it hold? every attack there is, proofs, and what lies between"
-experiment = Experiment("adaptive", QUESTION, Parameters, PRESETS, run)
+experiment = Experiment(
+    "adaptive", QUESTION, Parameters, PRESETS, run, plan=protocol
+)
 
 # %% ../nbs/adaptive.ipynb #e1ea8743
 def items():

@@ -135,5 +135,6 @@ def items():
 
 # %% ../nbs/cifar.ipynb #fe215395
 experiment = Experiment(
-    "cifar", "Figures 4 and 9 to 11: the same on CIFAR-10, with the paper's layer for it", Parameters, PRESETS, run
+    "cifar", "Figures 4 and 9 to 11: the same on CIFAR-10, with the paper's layer for it", Parameters, PRESETS, run,
+    plan=protocol,
 )

@@ -180,6 +180,8 @@ def run(
     given = {"scale": args.scale, **dict(args.parameters)}
     typed = read(experiment.parameters, given)
     parameters = {k: list(v) if isinstance(v := getattr(typed, k), tuple) else v for k in given}
+    if experiment.plan:
+        experiment.plan(**parameters)  # what cannot be run is refused before a notebook is started
     if args.list:
         if not experiment.commands:
             raise SystemExit(f"{args.name} is one run, not a grid of them; --list is for parameter_study")

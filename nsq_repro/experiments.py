@@ -200,6 +200,7 @@ class Experiment:
     parameters: type  # its `Parameters` class
     presets: dict  # scale → values of the parameters, and more that only `run` understands
     run: Callable  # keyword arguments → whatever its page draws from; trains and attacks, draws nothing
+    plan: Callable | None = None  # keyword arguments → what would be run; raises ValueError for what cannot be
     commands: Callable | None = None  # keyword arguments → shell commands for the parts that are missing
 
 # %% ../nbs/experiments.ipynb #93d865a0

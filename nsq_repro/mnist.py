@@ -117,5 +117,7 @@ def items():
 
 # %% ../nbs/mnist.ipynb #5dae346e
 experiment = Experiment(
-    "mnist", "Figures 1, 2, 3, 8: models on MNIST, attacked through the layer and around it", Parameters, PRESETS, run
+    "mnist", "Figures 1, 2, 3, 8: models on MNIST, attacked through the layer and around it",
+    Parameters, PRESETS, run,
+    plan=protocol,
 )

@@ -158,7 +158,8 @@ def items():
 
 # %% ../nbs/parameter_study.ipynb #eec2c3ec
 experiment = Experiment(
-    "parameter_study", "Figures 5 to 7: NSQ with every K and α of a grid", Parameters, PRESETS, run, commands
+    "parameter_study", "Figures 5 to 7: NSQ with every K and α of a grid", Parameters, PRESETS, run,
+    commands=commands,
 )
 
 # %% ../nbs/parameter_study.ipynb #2f6aff63

@@ -309,7 +309,9 @@ def proven_record(
 
 # %% ../nbs/proven.ipynb #31cd7f3a
 QUESTION = "how much of the accuracy under attack can be proven? Training by bounds behind the layer, and without it"
-experiment = Experiment("proven", QUESTION, Parameters, PRESETS, run)
+experiment = Experiment(
+    "proven", QUESTION, Parameters, PRESETS, run, plan=plan
+)
 
 # %% ../nbs/proven.ipynb #0498291c
 def publish(

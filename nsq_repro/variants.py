@@ -184,7 +184,9 @@ def run(
 
 # %% ../nbs/variants.ipynb #1a90f5b5
 QUESTION = "what the paper proposes to try next, each under the box attack"
-experiment = Experiment("variants", QUESTION, Parameters, PRESETS, run)
+experiment = Experiment(
+    "variants", QUESTION, Parameters, PRESETS, run, plan=protocol
+)
 
 # %% ../nbs/variants.ipynb #5eef4334
 def variants_record(
