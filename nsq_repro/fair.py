@@ -237,7 +237,8 @@ def fair_record(
 
 # %% ../nbs/fair.ipynb #c6f4fb7f
 experiment = Experiment(
-    "fair", "is training with an adversary worth its time? Equal budgets, recipes and attacks", Parameters, PRESETS, run,
+    "fair", "is training with an adversary worth its time? Equal budgets, recipes and attacks",
+    Parameters, PRESETS, run,
     plan=plan,
 )
 
