@@ -155,7 +155,9 @@ def _switched_off():
             b.cudnn.allow_tf32 = conv
 
 # %% ../nbs/attacks.ipynb #d9611515
-def full_precision(attack):
+def full_precision(
+    attack: Callable,  # any function that attacks, certifies or evaluates
+) -> Callable:  # the same, in full precision
     "Decorator: while `attack` runs, float32 is float32 (no TF32, no bfloat16), and gradients can be taken."
 
     @functools.wraps(attack)

@@ -52,7 +52,9 @@ class HelpWithParameters(argparse.Action):
         parser.exit()
 
 # %% ../nbs/cli.ipynb #fa5b9745
-def add_run(sub) -> None:
+def add_run(
+    sub,  # what `add_subparsers` gave
+) -> None:
     "Add the command `run` to the subcommands `sub` of a parser."
     run = sub.add_parser("run", add_help=False, help="run an experiment: train, attack, draw its figures")
     add = run.add_argument

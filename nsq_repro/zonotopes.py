@@ -125,7 +125,10 @@ class Term:
         return self.map(lambda rows: replace(rows, values=values)), 0.0
 
 
-def above_mean(v, weights):
+def above_mean(
+    v: Tensor,  # (N, k, …) entries of a window
+    weights: Tensor,  # (N, k, …) at least 0, with sum 1 along k
+) -> Tensor:  # (N, k, …)
     "How far each entry of a window is above the weighted mean of all."
     return v - (v * weights).sum(1, keepdim=True)
 
@@ -273,7 +276,9 @@ def upper_weights(
     return weights, offset
 
 
-def first_largest(v: Tensor) -> Tensor:
+def first_largest(
+    v: Tensor,  # (N, k, …) entries of a window
+) -> Tensor:  # (N, k, …) zeros and ones
     "1 at the largest entry of each window, the first of several, and 0 at the others."
     top = v == v.amax(1, keepdim=True)
     return (top & (top.cumsum(1) == 1)).to(v.dtype)
