@@ -62,7 +62,7 @@ PRESETS = {
         box=box_attack(5)[:2], boxes=2, precision="fp32",
     ),
     "cpu": dict(
-        COMMON, dataset="mnist", seeds=3, iterations=9000, n_test=10_000, n_attack=1000, n_held=5000, held=5000,
+        COMMON, dataset="mnist", seeds=3, iterations=6000, n_test=10_000, n_attack=1000, n_held=5000, held=5000,
         batch_size=128, box=box_attack(50), boxes=20, precision="bf16",
     ),
     "paper": dict(
@@ -252,7 +252,7 @@ def run(
     "Everything that costs time. Raises ValueError or FileNotFoundError before any work if it cannot be done."
     q, p = read(Parameters, parameters), plan(**parameters)
     fit, _, test = splits(p, q.data_root, q.download)
-    wanted = [(m, p.seed + s) for s in range(p.seeds) for m in p.models]
+    wanted = [(m, p.seed + s) for m in p.models for s in range(p.seeds)]
     tasks = {(m, s): cell(spec_of(p, m, s), p, fit, test, q.refresh) for m, s in wanted}
     if not q.compute:
         tasks = {w: c for w, c in tasks.items() if records.run_file(c.content, c.kind).exists()}
