@@ -54,7 +54,7 @@ class Parameters(experiments.Parameters):
     workers: int = parameter(1, "trainings side by side, one thread each", least=1)
 
 # %% ../nbs/proven.ipynb #0b9d4eab
-TRAINING = dict(K=1, alpha=1000.0, shift=0.0, network="mnist_strided", radius=0.3, worst=0.5, warmup=0.5, lr=2e-3)
+TRAINING = dict(K=1, alpha=1000.0, shift=0.0, network="mnist_strided", radius=0.3, worst=0.5, warmup=0.5, lr=5e-3)
 COMMON = dict(TRAINING, models=MODELS, eps=(0.05, 0.1, 0.2, 0.3, 0.4), at=0.3, slack=1e-3)
 PRESETS = {
     "smoke": dict(
@@ -62,7 +62,7 @@ PRESETS = {
         box=box_attack(5)[:2], boxes=2, precision="fp32",
     ),
     "cpu": dict(
-        COMMON, dataset="mnist", seeds=3, iterations=10_000, n_test=10_000, n_attack=1000, n_held=5000, held=5000,
+        COMMON, dataset="mnist", seeds=3, iterations=6000, n_test=10_000, n_attack=1000, n_held=5000, held=5000,
         batch_size=128, box=box_attack(50), boxes=20, precision="bf16",
     ),
     "paper": dict(
@@ -252,7 +252,7 @@ def run(
     "Everything that costs time. Raises ValueError or FileNotFoundError before any work if it cannot be done."
     q, p = read(Parameters, parameters), plan(**parameters)
     fit, _, test = splits(p, q.data_root, q.download)
-    wanted = [(m, p.seed + s) for s in range(p.seeds) for m in p.models]
+    wanted = [(m, p.seed + s) for m in p.models for s in range(p.seeds)]
     tasks = {(m, s): cell(spec_of(p, m, s), p, fit, test, q.refresh) for m, s in wanted}
     if not q.compute:
         tasks = {w: c for w, c in tasks.items() if records.run_file(c.content, c.kind).exists()}

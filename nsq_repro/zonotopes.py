@@ -352,7 +352,7 @@ class ForwardPass(NamedTuple):
     blame: Tensor  # (N, …) the share of each pixel in the error, at least 0
     box: tuple  # lowest and highest input of the last layer, by whatever knows more
 
-# %% ../nbs/zonotopes.ipynb #cdbcc994
+# %% ../nbs/zonotopes.ipynb #44474e0d
 def forward(
     program: Program,  # of `read_program`
     lo: Tensor,
