@@ -124,7 +124,7 @@ class Term:
         values = torch.cat(self.each(lambda rows, s: (rows * s).sum(1), weights))
         return self.map(lambda rows: replace(rows, values=values)), 0.0
 
-
+# %% ../nbs/zonotopes.ipynb #b8ca372d
 def above_mean(
     v: Tensor,  # (N, k, …) entries of a window
     weights: Tensor,  # (N, k, …) at least 0, with sum 1 along k
