@@ -440,13 +440,13 @@ def adversary_sentence(
     pgd, low = found["pgd"]["attacked"], found["pgd"]["certified"]
     left = 100 * pgd["accuracy"][pgd["eps"].index(at)]
     sure = 100 * low["accuracy"][low["eps"].index(at)] if low else 0.0
-    known = f"{sure:.1f} % are proven" if low else "nothing is proven"
+    known = f"{sure:.1f} % are proven (first {low['n']:,} images)" if low else "nothing is proven"
     ours = rows["nsq_ibp", at]["intervals"]
     than = "more than" if ours > left else "less than" if ours < left else "as much as"
     verdict = "For a proof no adversary is needed" if ours > sure else "Undecided"
     return (
         f" {verdict}: {ours:.1f} % are proven of NSQ-IBP at ε = {at:g}, {than} the {left:.1f} % that attacks leave of "
-        f"PGD-Defense on the first {pgd['n']:,} images, where {known}."
+        f"PGD-Defense (first {pgd['n']:,} images), of which {known}."
     )
 
 # %% ../nbs/proven.ipynb #bd329f94
