@@ -297,7 +297,7 @@ def fig_proven(
     for ax, title in zip(axes, ("proven", "not broken", f"proven at $\\varepsilon$ = {at:g}")):
         ax.set(title=title, xlabel="$\\varepsilon$", ylim=(0, 100))
     axes[2].set(xlabel="training time (s)", xscale="log")
-    axes[2].xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes[2].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[2].xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{t:,g}"))
     axes[2].xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("accuracy (%)")
@@ -305,5 +305,6 @@ def fig_proven(
     fig.legend(handles=marks, loc="outside upper center", ncols=len(looks), borderaxespad=0.2)
     a = record["asked"]
     note = f"IBP and NSQ-IBP: trained at ε = {a['radius']:g}, proven by intervals on all images, attacked on the first "
-    footnote(fig, f"{caption(record)} {note}{a['n_attack']:,}. The others as on the page Does it hold?")
+    note += f"{a['n_attack']:,}; processor seconds. The others as on the page Does it hold?"
+    footnote(fig, f"{caption(record)} {note}")
     return fig

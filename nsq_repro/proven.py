@@ -407,8 +407,9 @@ def proven_sentence(
             f"{r['n_attack']:,} images at ε = {at:g}, {r['certified']:.1f} % are proven in any way, and the attacks "
             f"leave {r['attacked']:.1f} %."
         )
-    seeds = next(iter(rows.values()))["seeds"]
-    many = f" Means of {seeds} trainings each (least–most)." if seeds > 1 else " One training each."
+    seeds = {records.LABELS[m]: r["seeds"] for (m, _), r in rows.items()}
+    counted = ", ".join(f"{m} {n}" for m, n in seeds.items())
+    many = f" Trainings: {counted}" + ("; means (least–most)." if max(seeds.values()) > 1 else ".")
     return " ".join(said) + many + layer_sentence(rows, at) + adversary_sentence(record, rows, at)
 
 # %% ../nbs/proven.ipynb #a2c9e792
@@ -427,7 +428,9 @@ def layer_sentence(
     ends = [f"{rows[m, far]['intervals']:.1f} %" for m in ("nsq_ibp", "ibp")]
     beyond = f" At ε = {far:g} it is {ends[0]} with the layer and {ends[1]} without."
     what = "adds" if gain > 0 else "costs"
-    return f" The layer {what} {abs(gain):.1f} proven points at ε = {at:g}, {sure}.{beyond}"
+    most = " So most of what is proven there comes from the training, not from the layer."
+    most = most if 2 * without["intervals"] > with_["intervals"] else ""
+    return f" The layer {what} {abs(gain):.1f} proven points at ε = {at:g}, {sure}.{most}{beyond}"
 
 # %% ../nbs/proven.ipynb #b0861241
 def adversary_sentence(
@@ -442,13 +445,13 @@ def adversary_sentence(
     pgd, low = found["pgd"]["attacked"], found["pgd"]["certified"]
     left = 100 * pgd["accuracy"][pgd["eps"].index(at)]
     sure = 100 * low["accuracy"][low["eps"].index(at)] if low else 0.0
-    known = f"{sure:.1f} % are proven" if low else "nothing is proven"
+    known = f"{sure:.1f} % are proven (first {low['n']:,} images)" if low else "nothing is proven"
     ours = rows["nsq_ibp", at]["intervals"]
     than = "more than" if ours > left else "less than" if ours < left else "as much as"
     verdict = "For a proof no adversary is needed" if ours > sure else "Undecided"
     return (
         f" {verdict}: {ours:.1f} % are proven of NSQ-IBP at ε = {at:g}, {than} the {left:.1f} % that attacks leave of "
-        f"PGD-Defense on the first {pgd['n']:,} images, where {known}."
+        f"PGD-Defense (first {pgd['n']:,} images), of which {known}."
     )
 
 # %% ../nbs/proven.ipynb #bd329f94
