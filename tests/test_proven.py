@@ -18,6 +18,7 @@ from nsq_repro.intervals import interval, lowest_margins, worst_logits
 from nsq_repro.networks import SoftQuantNet, build, load_checkpoint, save_checkpoint
 from nsq_repro.programs import NoBounds, read_program
 from nsq_repro.quantization import SoftQuantize
+from nsq_repro.results import check_series
 from nsq_repro.training import TrainSpec, interval_loss, recipe, train, train_key, training_loss
 from nsq_repro.zonotopes import forward
 
@@ -271,6 +272,7 @@ def test_the_record_counts_what_it_says(made):
         s = next(s for s in record["series"] if (s["model"], s["accounting"]) == (m, "intervals"))
         i = s["eps"].index(e)
         assert r["intervals"] == pytest.approx(100 * records.unpack(s["outcomes"][i], 100).mean(), abs=0.01)
+    assert check_series(record) == [] and check_series({**record, "asked": {**record["asked"], "n_attack": 7}})
     assert record["networks"][1]["free"]["0.3"] > record["networks"][0]["free"]["0.3"] > 0
     assert proven.proven_table(record).count("| NSQ-IBP |") == 3
     assert "NSQ-IBP, trained for" in proven.proven_sentence(record)
