@@ -28,7 +28,7 @@ from .data import Dataset
 from .evaluation import series
 from .exact import bracket, judged
 from .experiments import Experiment, choose_device, choose_scale, parameter, read, variant_name
-from .fair import splits
+from .fair import Trainings, splits
 from .networks import load_checkpoint, save_checkpoint
 from .suite import cascade, left_of
 from .training import recipe, train, train_key
@@ -73,16 +73,8 @@ PRESETS = {
 
 # %% ../nbs/proven.ipynb #028908b3
 @dataclass(frozen=True)
-class Plan:
-    "The experiment, fully decided."
-    scale: str  # 'smoke', 'cpu' or 'paper'
-    variant: str | None  # None: the preset as it is
-    device: str  # torch device
-    seed: int  # the first seed
-    seeds: int  # trainings of each model
-    models: tuple  # of MODELS
-    dataset: str  # for `data.load`
-    network: str  # the basic network F
+class Plan(Trainings):
+    "The experiment, fully decided. Intervals are tried on all `n_test` images."
     K: int  # levels of the layer
     alpha: float  # its sharpness
     shift: float  # of its thresholds
@@ -91,15 +83,8 @@ class Plan:
     warmup: float  # share of the iterations over which both grow
     lr: float  # learning rate, at its highest
     iterations: int  # optimizer steps
-    batch_size: int  # images an iteration
-    precision: str  # of the training
-    held: int  # training images, the last ones, that no training sees
-    n_held: int  # of these, how many recipes are compared on
-    n_test: int  # test images that intervals are tried on
-    n_attack: int  # of these, the first ones that are attacked and certified
-    eps: tuple  # l∞ radii of attack and proof
-    at: float  # the one of the question
-    box: tuple  # of `suite.Attack`: the box attack with each of its losses
+    n_attack: int  # of the test images, the first ones that are attacked and certified
+    at: float  # the radius of the question
     boxes: int  # of `certify`, for each image that intervals leave open
     slack: float  # a margin counts as proven above this
 
