@@ -188,7 +188,8 @@ def evaluate(
     batch_size: int | None = None,  # images at a time; default 100 on the CPU (what fits its caches), 2,000 on a GPU
     on_batch: Callable = lambda n: None,  # called with the number of images done
 ) -> dict:  # record with two series
-    "One curve of a trained network, kept under runs/. Raises ValueError for wrong arguments and too few images."
+    """One curve of a trained network, kept under runs/. Raises ValueError for wrong arguments, too few images, and a
+    curve that was made with other weights than `model` has; a model that is None asks for what is there."""
     records.check_kind("data", data, Dataset, "load(…)")
     records.check_kind("spec", spec, AttackSpec, "AttackSpec(…)")
     records.check_device(device)
@@ -197,7 +198,7 @@ def evaluate(
         has = f"{data.title} has only {len(data.y)} {data.split} images"
         raise ValueError(f"n_test={spec.n_test}, but {has}; choose n_test up to that")
     used, batch_size = data.subset(spec.n_test), batch_size or (100 if torch.device(device).type == "cpu" else 2000)
-    done = 0
+    weights, done = None if model is None else weights_digest(model.state_dict()), 0
 
     def count(n):
         nonlocal done
@@ -207,23 +208,25 @@ def evaluate(
     def compute(folder):
         x, y = used.floats(device=device), used.y.to(device)
         at = lambda e: outcomes_at(model, x, y, e, spec, batch_size, count)
-        cells = [_cell(folder / f"eps-{e!r}.json", lambda e=e: at(e)) for e in spec.eps]
-        return _curve(spec, key, weights_digest(model.state_dict()), used, batch_size, device, cells)
+        cells = [_cell(folder / f"eps-{e!r}.json", weights, lambda e=e: at(e)) for e in spec.eps]
+        return _curve(spec, key, weights, used, batch_size, device, cells)
 
-    record = records.cached(eval_key(spec, key, data), "eval", compute, refresh)
+    record = records.cached(content := eval_key(spec, key, data), "eval", compute, refresh)
+    _same_weights(record, weights, records.run_file(content, "eval"))
     on_batch(spec.n_test * len(spec.eps) - done)
     return record
 
 # %% ../nbs/evaluation.ipynb #ff89178d
-def _cell(path, compute):
+def _cell(path, weights, compute):
     "One radius of a curve: from its file, or computed and saved."
     if not path.exists():
         wall, cpu = time.perf_counter(), time.process_time()
         outcomes = compute()
         taken = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
         packed = {k: records.pack(v) for k, v in outcomes.items()}
-        records.save_record(path, {"n": len(outcomes["last"]), **taken, **packed})
+        records.save_record(path, {"n": len(outcomes["last"]), "weights": weights, **taken, **packed})
     saved = records.load_record(path)
+    _same_weights(saved, weights, path)
     return saved | {k: records.unpack(saved[k], saved["n"]) for k in ("last", "worst")}
 
 
@@ -238,3 +241,10 @@ def _curve(spec, key, weights, used, batch_size, device, cells):
         "series": series(spec.eps, cells, model=key["model"], setting=spec.setting, loss=spec.loss),
         "provenance": records.provenance(device, seconds, cpu_seconds),
     }
+
+
+def _same_weights(record, weights, path):
+    "Raises ValueError for outcomes of a network with other weights."
+    if weights is not None and record.get("weights") not in (None, weights):
+        found = f"{path} is of a network with other weights ({record['weights']}, not {weights})"
+        raise ValueError(f"{found}, trained by the same spec; run with refresh (-p refresh true), or delete its folder")
