@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'HelpWithParameters', 'add_run', 'parser', 'executed_path', 'run_notebook', 'copy_outputs', 'summary',
-           'run', 'age', 'figures', 'networks', 'runs', 'table', 'list_', 'verify', 'doctor', 'clean', 'readme', 'main']
+           'run', 'age', 'figures', 'networks', 'runs', 'table', 'list_', 'verify', 'restore', 'doctor', 'clean',
+           'readme', 'main']
 
 # %% ../nbs/cli.ipynb #6301ca5f
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import nsq_repro
 from . import records
-from .experiments import SCALES, find_experiment, parameter_rows, read
+from .experiments import SCALES, choose_device, choose_scale, find_experiment, parameter_rows, read
 from .rerun import rerun
 from .weights import kept_networks, read_kept, weights_dir
 
@@ -32,6 +33,7 @@ EXAMPLES = """examples:
   nsq-repro list                               figures, networks and runs there are: scale, data, n, age
   nsq-repro verify                             is every committed figure and table what its record says?
   nsq-repro verify --rerun 20                  and are 20 of its outcomes what the networks do?
+  nsq-repro restore                            go on from what the committed figures were made from
   nsq-repro doctor                             versions, machine, data, space: what is there, what is broken
   nsq-repro clean                              what could be removed, and how much space that frees
 
@@ -76,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
     )
     p.add_argument("--version", action="version", version=f"nsq-repro {nsq_repro.__version__}")
-    sub = p.add_subparsers(dest="command", required=True, metavar="run|list|verify|readme|doctor|clean")
+    sub = p.add_subparsers(dest="command", required=True, metavar="run|list|verify|restore|readme|doctor|clean")
     add_run(sub)
     listing = sub.add_parser("list", help="what there is: figures and networks by scale, and runs, finished or not")
     listing.add_argument("--json", action="store_true", help="as JSON")
@@ -85,6 +87,8 @@ def parser() -> argparse.ArgumentParser:
     again = "also compute N outcomes of the records again, drawn at random, and compare bit for bit"
     check.add_argument("--rerun", type=int, metavar="N", help=again)
     check.add_argument("--seed", type=int, default=0, metavar="S", help="which outcomes --rerun draws (default 0)")
+    back = sub.add_parser("restore", help="put the run files and networks behind committed figures under runs/")
+    back.add_argument("--scale", choices=SCALES[1:], default="cpu", help="of which scale (default: cpu)")
     sub.add_parser("readme", help="write the tables and sentences of README.md from the records")
     sub.add_parser("doctor", help="versions, machine, data sets, space, runs; status 1 if something is broken")
     cleaning = sub.add_parser("clean", help="show what can be removed: temporary files, unfinished runs, decoded data")
@@ -194,9 +198,11 @@ def run(
     else:
         begun = time.time()
         target = run_notebook(args.name, parameters, args.keep_outputs)
-        from nsq_repro import claims
+        from nsq_repro import archive, claims
 
         claims.save()
+        if (scale := choose_scale(typed.scale, choose_device(typed.device))) != "smoke":
+            archive.keep_runs(scale)
         print(summary(args.name, begun, target))
 
 # %% ../nbs/cli.ipynb #8caede48
@@ -327,6 +333,22 @@ def _claim_row(row):
     values = {**row, "paper": f"p. {row['page']}: {row['says']}", "here": row["ours"]}
     return {k: textwrap.shorten(str(v), 60, placeholder=" …") for k, v in values.items()}
 
+# %% ../nbs/cli.ipynb #eba5838a
+def restore(
+    args: argparse.Namespace,  # scale
+) -> int:  # exit status
+    "The command `restore`."
+    from nsq_repro import archive
+
+    count = archive.restore(args.scale)
+    if not sum(count.values()):
+        path = archive.archive_path(args.scale)
+        raise FileNotFoundError(f"no run files travel at scale {args.scale}: there is no {path}")
+    print(f"{count['restored']:,} runs put under {records.home() / 'runs'}; {count['there']:,} were there")
+    if count["without"]:
+        print(f"{count['without']:,} trainings left out: their networks do not travel")
+    return 0
+
 # %% ../nbs/cli.ipynb #9dd94de3
 def doctor(
     args: argparse.Namespace,  # nothing
@@ -387,7 +409,8 @@ def main(
     "Entry point of `nsq-repro`."
     _open_streams()
     commands = {
-        "run": run, "list": list_, "verify": verify, "readme": readme, "doctor": doctor, "clean": clean
+        "run": run, "list": list_, "verify": verify, "restore": restore,
+        "readme": readme, "doctor": doctor, "clean": clean,
     }
     try:
         try:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DIRTY', 'UNLISTED', 'MADE', 'Item', 'items', 'find_item', 'as_saved', 'draw', 'draw_table', 'Results', 'check_series',
-           'same_picture', 'same_drawing', 'check_figure', 'check_table', 'check_runs', 'check_file', 'verify',
-           'item_text', 'fill', 'check_readme']
+           'same_picture', 'same_drawing', 'check_figure', 'check_table', 'check_runs', 'check_file', 'check_archive',
+           'verify', 'item_text', 'fill', 'check_readme']
 
 # %% ../nbs/results.ipynb #c7767feb
 import base64
@@ -22,6 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from . import records
+from .archive import archived_runs, listed_runs
 from .records import scales_for
 from .statistics import wilson
 
@@ -225,18 +226,22 @@ def check_table(
 def check_runs(
     record: dict,  # with 'runs', see `cells.made_from`
 ) -> tuple[list[str], str]:  # what does not match; how many of them are there
-    "Compare the run files a record lists with those under runs/. Files that are not there prove nothing."
+    "Compare the run files a record lists with those under runs/ and in the archive. Those in neither prove nothing."
     problems, there, listed = [], 0, 0
+    texts = archived_runs(record["scale"]) if record.get("runs") else {}
     for part in record.get("runs", ()):
         for name, digest in zip(part.get("hashes", ()), part["digests"]):
             listed += 1
-            files = (records.home() / "runs" / f"{kind}-{name}" / "record.json" for kind in part["kinds"])
-            if (path := next((f for f in files if f.exists()), None)) is None:
-                continue
-            there += 1
+            folders = [f"{kind}-{name}" for kind in part["kinds"]]
+            files = [p for f in folders if (p := records.home() / "runs" / f / "record.json").exists()]
+            packed = [records.parse_json(texts[f], f) for f in folders if f in texts]
+            there += bool(files or packed)
             try:
-                if records.load_record(path, name)["digest"] != digest:
-                    problems.append(f"{path} is not the run file that {part['part']} of {part['model']} is from")
+                found = {str(p): records.load_record(p, name) for p in files}
+                found |= {f"the archive's {f}": r for f, r in zip((f for f in folders if f in texts), packed)}
+                for where, r in found.items():
+                    if r["digest"] != digest:
+                        problems.append(f"{where} is not the run file that {part['part']} of {part['model']} is from")
             except ValueError as e:
                 problems.append(str(e))
     if not listed:
@@ -280,6 +285,20 @@ def check_file(
     file = path.relative_to(records.home()).as_posix()
     return {"file": file, "problems": problems, "said": counted + said, "notes": notes}
 
+# %% ../nbs/results.ipynb #90967b68
+def check_archive(
+    path: Path,  # figures/<scale>/runs.zip
+) -> dict:  # file, problems, said, notes
+    "Check the archive of a scale."
+    try:
+        texts, listed = archived_runs(path.parent.name), listed_runs(path.parent.name)
+        extra = [f for f in texts if f.rsplit("-", 1)[-1] not in listed]
+        problems = [f"{len(extra)} of its run files are listed by no record ({extra[0]}, …)"] if extra else []
+        said = f"{len(texts):,} run files"
+    except ValueError as e:
+        problems, said = [str(e)], ""
+    return {"file": path.relative_to(records.home()).as_posix(), "problems": problems, "said": said, "notes": []}
+
 # %% ../nbs/results.ipynb #e5589c5f
 def verify(
     scale: str | None = None,  # 'smoke', 'cpu' or 'paper'; None: all but smoke, which is not kept
@@ -289,10 +308,12 @@ def verify(
     folders = [records.figure_dir(s) for s in ([scales_for(scale)[0]] if scale else ["cpu", "paper"])]
     order = lambda p: (p.stem == "claims", str(p))
     files = [p for folder in folders for p in sorted(folder.glob("**/*"), key=order)]
-    files = [p for p in files if p.is_file() and not p.name.startswith(".")]
+    archives = [p for folder in folders if (p := folder / "runs.zip").exists()]
+    files = [p for p in files if p.is_file() and not p.name.startswith(".") and p not in archives]
     kept = [p for p in files if p.suffix == ".json"]
     found = [check_file(p) for p in tqdm(kept, desc="verify", unit="record", disable=not progress)]
     orphans = [p for p in files if p.suffix != ".json" and not p.with_suffix(".json").exists()]
+    found += map(check_archive, archives)
     said = {"problems": ["has no record"], "said": "", "notes": []}
     found += [{"file": p.relative_to(records.home()).as_posix(), **said} for p in orphans]
     return found + ([] if scale == "smoke" else check_readme())

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = {p.stem: p for p in sorted((ROOT / "nsq_repro").glob("[a-z]*.py"))}
 ORDER = re.findall(r"- (\w+)\.ipynb", (ROOT / "nbs" / "sidebar.yml").read_text(encoding="utf-8"))
-MACHINERY = ("records", "tables", "plots", "plots_beyond", "results", "cli")  # any page may use it, it needs no reading
+MACHINERY = ("records", "archive", "tables", "plots", "plots_beyond", "results", "cli")  # any page may use it
 DRAWING = ("matplotlib", "seaborn", "papermill", "nbdev", "fastcore", "IPython", "ipykernel")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import nsq_repro
-from nsq_repro import cli, evaluation, experiments, mnist, networks, records, rerun, results, training, weights
+from nsq_repro import archive, cli, evaluation, experiments, mnist, networks, records, rerun, results, training, weights
 from nsq_repro.data import load
 from nsq_repro.experiments import AttackParameters, accuracy_record, decide
 
@@ -195,6 +195,62 @@ def test_a_run_keeps_its_networks_beyond_smoke_and_goes_on_where_it_cannot(home,
 def test_import_loads_nothing():
     code = "import sys, nsq_repro; assert 'load_model' in dir(nsq_repro) and 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+
+# ---- run files that travel
+
+
+def travelled(home):
+    "A home as a fresh clone has it: figures, networks and the archive, nothing under runs/."
+    archive.keep_runs("smoke")
+    shutil.rmtree(home / "runs")
+
+
+def test_restored_runs_are_found_by_the_run_that_made_them(home, monkeypatch, capsys):
+    listed = {r["hash"] for r in json.loads(figure(home).read_text())["evaluations"]}
+    texts = {p.parent.name: p.read_text() for p in home.glob("runs/*/record.json")}
+    travelled(home)
+    assert cli.main(["restore", "--scale", "smoke"]) == 0
+    assert f"{len(texts)} runs put under" in capsys.readouterr().out
+    assert {p.parent.name: p.read_text() for p in home.glob("runs/*/record.json")} == texts
+    few = {m: dict(iterations=8, batch_size=20, lr=1e-3) for m in SMALL["models"]}
+    preset = {**mnist.PRESETS["smoke"], **SMALL, "training": few}
+    p = decide("mnist", {"smoke": preset}, AttackParameters(scale="smoke"))
+    monkeypatch.setattr(training, "_loop", None)  # nothing may be trained
+    monkeypatch.setattr(evaluation, "outcomes_at", None)  # nor attacked
+    _, _, evaluated = experiments.run_protocol(p, load("digits", "train"), load("digits"), progress=False)
+    assert {r["hash"] for r in evaluated} == listed
+
+
+def test_verify_follows_the_chain_into_the_archive(home):
+    travelled(home)
+    said = results.check_file(figure(home))
+    assert not said["problems"] and "11 of 11 run files here and unchanged" in said["said"]
+    change(figure(home), lambda r: r["runs"][1]["digests"].reverse() or r["runs"][-2]["digests"].reverse())
+    assert any("the archive's eval-" in p for p in problems(figure(home)))
+
+
+def test_a_changed_archive_is_refused(home, capsys):
+    travelled(home)
+    path = archive.archive_path("smoke")
+    texts = archive.archived_runs("smoke")
+    name = next(n for n in texts if n.startswith("eval"))
+    path.write_bytes(archive._zipped({**texts, name: texts[name].replace('"last"', '"lost"', 1)}))
+    assert results.check_archive(path)["problems"] and cli.main(["restore", "--scale", "smoke"]) == 1
+    assert f"{name} in {path} was changed" in capsys.readouterr().err
+    path.write_bytes(path.read_bytes()[:100])
+    assert "damaged" in results.check_archive(path)["problems"][0]
+    path.unlink()
+    assert cli.main(["restore", "--scale", "smoke"]) == 1 and "no run files travel" in capsys.readouterr().err
+
+
+def test_run_files_that_no_record_lists_leave_the_archive(home):
+    archive.keep_runs("smoke")
+    change(figure(home), lambda r: r["runs"].pop())
+    assert "listed by no record" in results.check_archive(archive.archive_path("smoke"))["problems"][0]
+    archive.keep_runs("smoke")
+    assert not results.check_archive(archive.archive_path("smoke"))["problems"]
 
 
 # ---- from a figure to its run files
