@@ -62,23 +62,34 @@ LIMIT = 20_000_000  # bytes of an archive
 
 def keep_runs(
     scale: str,  # 'smoke', 'cpu' or 'paper'
+    unlisted: bool = False,  # also what lies finished under `runs/` and no record lists, yet
 ) -> tuple[int, int]:  # run files in the archive; and those listed that are nowhere
     "Write the archive of a scale. Raises ValueError, before anything is written, where it would be too large."
     listed, before, kept = listed_runs(scale), archived_runs(scale), {}
+    here = {p.parent.relative_to(records.home() / "runs").as_posix(): p for p in _finished()}
     for name, (kinds, digest) in listed.items():
         for folder in (f"{kind}-{name}" for kind in kinds):
-            path = records.home() / "runs" / folder / "record.json"
-            here = path.read_text(encoding="utf-8") if path.exists() else None
-            for text in filter(None, (here, before.get(folder))):
-                if records.parse_json(text, path).get("digest") == digest:
-                    kept[folder] = text
+            text = here[folder].read_text(encoding="utf-8") if folder in here else None
+            for found in filter(None, (text, before.get(folder))):
+                if records.parse_json(found, folder).get("digest") == digest:
+                    kept[folder] = found
                     break
+    there = len(kept)
+    if unlisted:
+        kept |= {f: p.read_text(encoding="utf-8") for f, p in here.items() if f.rsplit("-", 1)[-1] not in listed}
     content = _zipped(kept)
     if len(content) > LIMIT:
         raise ValueError(f"the run files of {scale} take {len(content):,} bytes; at most {LIMIT:,} travel")
     if kept != before:
         records.atomic_write(archive_path(scale), content)
-    return len(kept), len(listed) - len(kept)
+    return len(kept), len(listed) - there
+
+
+def _finished():
+    "Records of runs under `runs/`, checked. Raises ValueError for one that was changed."
+    for path in sorted((records.home() / "runs").glob("**/record.json")):
+        records.load_record(path)
+        yield path
 
 # %% ../nbs/archive.ipynb #63be6cc2
 def _zipped(texts):

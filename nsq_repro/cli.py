@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'HelpWithParameters', 'add_run', 'parser', 'executed_path', 'run_notebook', 'copy_outputs', 'summary',
-           'run', 'age', 'figures', 'networks', 'runs', 'table', 'list_', 'verify', 'restore', 'doctor', 'clean',
-           'readme', 'main']
+           'run', 'age', 'figures', 'networks', 'runs', 'table', 'list_', 'verify', 'keep', 'restore', 'doctor',
+           'clean', 'readme', 'main']
 
 # %% ../nbs/cli.ipynb #6301ca5f
 import argparse
@@ -34,6 +34,7 @@ EXAMPLES = """examples:
   nsq-repro verify                             is every committed figure and table what its record says?
   nsq-repro verify --rerun 20                  and are 20 of its outcomes what the networks do?
   nsq-repro restore                            go on from what the committed figures were made from
+  nsq-repro keep                               put what they were made from beside them, as a run does at its end
   nsq-repro doctor                             versions, machine, data, space: what is there, what is broken
   nsq-repro clean                              what could be removed, and how much space that frees
 
@@ -78,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
     )
     p.add_argument("--version", action="version", version=f"nsq-repro {nsq_repro.__version__}")
-    sub = p.add_subparsers(dest="command", required=True, metavar="run|list|verify|restore|readme|doctor|clean")
+    sub = p.add_subparsers(dest="command", required=True, metavar="run|list|verify|keep|restore|readme|doctor|clean")
     add_run(sub)
     listing = sub.add_parser("list", help="what there is: figures and networks by scale, and runs, finished or not")
     listing.add_argument("--json", action="store_true", help="as JSON")
@@ -87,6 +88,9 @@ def parser() -> argparse.ArgumentParser:
     again = "also compute N outcomes of the records again, drawn at random, and compare bit for bit"
     check.add_argument("--rerun", type=int, metavar="N", help=again)
     check.add_argument("--seed", type=int, default=0, metavar="S", help="which outcomes --rerun draws (default 0)")
+    keeping = sub.add_parser("keep", help="put the run files behind committed figures beside them")
+    keeping.add_argument("--scale", choices=SCALES[1:], default="cpu", help="of which scale (default: cpu)")
+    keeping.add_argument("--unlisted", action="store_true", help="also finished runs that no figure uses yet")
     back = sub.add_parser("restore", help="put the run files and networks behind committed figures under runs/")
     back.add_argument("--scale", choices=SCALES[1:], default="cpu", help="of which scale (default: cpu)")
     sub.add_parser("readme", help="write the tables and sentences of README.md from the records")
@@ -334,9 +338,20 @@ def _claim_row(row):
     return {k: textwrap.shorten(str(v), 60, placeholder=" …") for k, v in values.items()}
 
 # %% ../nbs/cli.ipynb #eba5838a
+def keep(
+    args: argparse.Namespace,  # scale, unlisted
+) -> None:
+    "The command `keep`."
+    from nsq_repro import archive
+
+    kept, missing = archive.keep_runs(args.scale, args.unlisted)
+    gone = f"; {missing:,} that figures were made from are neither under runs/ nor there" if missing else ""
+    print(f"{kept:,} run files in {archive.archive_path(args.scale)}{gone}")
+
+# %% ../nbs/cli.ipynb #e7fab6e0
 def restore(
     args: argparse.Namespace,  # scale
-) -> int:  # exit status
+) -> None:
     "The command `restore`."
     from nsq_repro import archive
 
@@ -347,7 +362,6 @@ def restore(
     print(f"{count['restored']:,} runs put under {records.home() / 'runs'}; {count['there']:,} were there")
     if count["without"]:
         print(f"{count['without']:,} trainings left out: their networks do not travel")
-    return 0
 
 # %% ../nbs/cli.ipynb #9dd94de3
 def doctor(
@@ -409,7 +423,7 @@ def main(
     "Entry point of `nsq-repro`."
     _open_streams()
     commands = {
-        "run": run, "list": list_, "verify": verify, "restore": restore,
+        "run": run, "list": list_, "verify": verify, "keep": keep, "restore": restore,
         "readme": readme, "doctor": doctor, "clean": clean,
     }
     try:

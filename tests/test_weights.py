@@ -245,12 +245,13 @@ def test_a_changed_archive_is_refused(home, capsys):
     assert cli.main(["restore", "--scale", "smoke"]) == 1 and "no run files travel" in capsys.readouterr().err
 
 
-def test_run_files_that_no_record_lists_leave_the_archive(home):
-    archive.keep_runs("smoke")
-    change(figure(home), lambda r: r["runs"].pop())
-    assert "listed by no record" in results.check_archive(archive.archive_path("smoke"))["problems"][0]
-    archive.keep_runs("smoke")
-    assert not results.check_archive(archive.archive_path("smoke"))["problems"]
+def test_finished_runs_without_a_figure_travel_when_asked(home, capsys):
+    change(figure(home), lambda r: r["runs"].pop())  # the timing
+    assert cli.main(["keep", "--scale", "smoke", "--unlisted"]) == 0 and "11 run files in" in capsys.readouterr().out
+    assert "1 of them in no figure yet" in results.check_archive(archive.archive_path("smoke"))["said"]
+    assert cli.main(["keep", "--scale", "smoke"]) == 0 and len(archive.archived_runs("smoke")) == 10
+    change(run_of(home, "nsq") / "record.json", lambda r: r.update(hash="0" * 16))
+    assert cli.main(["keep", "--scale", "smoke"]) == 0 and len(archive.archived_runs("smoke")) == 10  # as it was
 
 
 # ---- from a figure to its run files
