@@ -395,7 +395,8 @@ def proven_sentence(
     seeds = {records.LABELS[m]: r["seeds"] for (m, _), r in rows.items()}
     counted = ", ".join(f"{m} {n}" for m, n in seeds.items())
     many = f" Trainings: {counted}" + ("; means (least–most)." if max(seeds.values()) > 1 else ".")
-    return " ".join(said) + many + layer_sentence(rows, at) + adversary_sentence(record, rows, at)
+    points = [*said, layer_sentence(rows, at), adversary_sentence(record, rows, at)]
+    return "\n".join(f"* {p.strip()}" for p in points if p.strip()) + "\n\n" + many.strip()
 
 # %% ../nbs/proven.ipynb #a2c9e792
 def layer_sentence(
