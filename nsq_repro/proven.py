@@ -6,11 +6,12 @@
 __all__ = ['MODELS', 'TRAINING', 'COMMON', 'PRESETS', 'QUESTION', 'experiment', 'SIDES', 'Parameters', 'Plan', 'plan', 'spec_of',
            'proven_by_intervals', 'proven_beyond', 'rounded', 'both_sides', 'trained_and_proven', 'cell', 'run',
            'curves', 'rivals', 'proven_record', 'publish', 'proven_rows', 'proven_table', 'mean_seconds',
-           'beside_lines', 'proven_sentence', 'layer_sentence', 'adversary_sentence', 'items']
+           'beside_lines', 'proven_sentence', 'layer_sentence', 'adversary_sentence', 'items', 'break_rows']
 
 # %% ../nbs/proven.ipynb #7f08e2db
 import copy
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from . import experiments, records
 from .adaptive import box_attack
-from .attacks import ball, layer_of, taken_apart
+from .attacks import ball, check_inputs, layer_of, taken_apart
 from .cells import Cell, Workers, origin
 from .certificates import bounds, certify
 from .data import Dataset
@@ -30,7 +31,7 @@ from .exact import bracket, judged
 from .experiments import Experiment, choose_device, choose_scale, parameter, read, variant_name
 from .fair import Trainings, splits
 from .networks import load_checkpoint, save_checkpoint
-from .suite import cascade, left_of
+from .suite import Attack, cascade, check_radii, has_bounds, left_of, not_broken
 from .training import recipe, train, train_key
 
 # %% ../nbs/proven.ipynb #c67c72fc
@@ -454,3 +455,34 @@ def items():
             cell="proven.ipynb#fig-proven",
         ),
     )
+
+# %% ../nbs/proven.ipynb #ee4581c3
+def break_rows(
+    model: nn.Module,  # `SoftQuantNet`, or a network without a layer; in eval mode
+    x: Tensor,  # (N, C, H, W) images in [0, 1]
+    y: Tensor,  # (N,) int64 labels
+    eps: tuple = (0.1, 0.2, 0.3),  # l∞ radii, increasing
+    steps: int = 100,  # of each search
+    seed: int = 0,  # of the starts
+    precision: str = "fp32",  # of the search, 'fp32' or 'bf16'; what it finds is judged in float32
+    on_attack: Callable = lambda row: None,  # called with each row
+) -> list[dict]:  # rows: eps, attack, tried, broken, left (images), proven (by intervals; None: no bounds), both
+    "PGD and the box attack on a network, beside what intervals prove. Raises ValueError for wrong input."
+    x, y, _ = check_inputs(model, x, y, max(eps), steps=(steps, 1))
+    check_radii(eps)
+    setting, step_size = ("pgd" if layer_of(model) is None else "bpda_ste"), 2.5 * max(eps) / steps
+    attacks = (Attack("pgd", loss="ce", setting=setting, steps=steps, step_size=step_size), *box_attack(steps))
+    clean = judged(model, x, x, y, 0.0).correct.cpu()
+    rows, candidates = [], torch.ones(len(y), dtype=torch.bool)
+    for e in sorted(eps, reverse=True):
+        left, sure = clean.clone(), proven_by_intervals(model, x, y, e).cpu() if has_bounds(model) else None
+        for attack in attacks:
+            i = torch.nonzero(left & candidates).flatten()
+            if len(i):
+                left[i] = not_broken(attack, {"it": model}, "it", x[i], y[i], e, i, seed, precision=precision).cpu()
+            row = {"eps": e, "attack": attack.label(), "tried": len(i), "broken": int((~left[i]).sum())}
+            proven, both = (None, 0) if sure is None else (int(sure.sum()), int((sure & ~left).sum()))
+            rows.append({**row, "left": int(left.sum()), "proven": proven, "both": both})
+            on_attack(rows[-1])
+        candidates = ~left
+    return rows

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as TF
 from torch import nn
 
-from nsq_repro import proven, records
+from nsq_repro import cli, proven, records
 from nsq_repro.attacks import ball, pgd
 from nsq_repro.certificates import bound_margins, bounds, corners
 from nsq_repro.exact import zbox
@@ -296,6 +296,35 @@ def test_the_published_network_is_the_one_that_was_measured(made):
     s = next(s for s in record["series"] if (s["model"], s["accounting"]) == ("nsq_ibp", "intervals"))
     assert (records.unpack(s["outcomes"][s["eps"].index(0.1)], s["n"]) == ok).all()
     assert meta["training"] == record["networks"][0]["training"]["hash"]
+
+
+def test_the_published_network_is_attacked_from_a_terminal(made, capsys, monkeypatch):
+    path = str(proven.publish(**made[1]))
+    short = ["--data", "digits", "--n", "20", "--steps", "4", "--eps", "0.05", "0.3"]
+    assert cli.main(["attack", path, *short]) == 0
+    said = capsys.readouterr().out
+    assert said.count("ε = ") == 10 and "no proven image is broken" in said
+    monkeypatch.setattr(proven, "proven_by_intervals", lambda model, x, y, eps: torch.ones(len(y), dtype=torch.bool))
+    assert cli.main(["attack", path, *short]) == 1 and "a fault of the proof" in capsys.readouterr().out
+    for wrong, says in ((["--n", "0"], "n=0: "), (["--eps", "0.3", "0.1"], "must increase"), (["--eps", "3"], "eps=3")):
+        assert cli.main(["attack", path, *short, *wrong]) == 1
+        err = capsys.readouterr().err
+        assert says in err and err.count("\n") == 1
+    assert cli.main(["attack", "mnist-nqs"]) == 1 and "no network is called" in capsys.readouterr().err
+
+
+def test_each_attack_is_given_what_the_others_left():
+    torch.manual_seed(1)
+    model, x, y = small().float(), torch.rand(30, 1, 4, 4), torch.randint(3, (30,))
+    rows = proven.break_rows(model, x, y, (0.05, 0.2), steps=5)
+    for a, b in zip(rows, rows[1:]):
+        if a["eps"] == b["eps"]:
+            assert b["tried"] == a["tried"] - a["broken"] and b["left"] == a["left"] - b["broken"]
+    left = {e: min(r["left"] for r in rows if r["eps"] == e) for e in (0.05, 0.2)}
+    clean = int((model(x).argmax(1) == y).sum())
+    assert left[0.2] <= left[0.05] <= clean and rows[0]["tried"] == clean and left[0.2] < clean
+    found = pgd(model, x, y, 0.2, 5, 0.1, "ce", "bpda_ste").x
+    assert rows[0]["broken"] == int(((model(found).argmax(1) != y) & (model(x).argmax(1) == y)).sum())
 
 
 def test_proven_and_broken_is_an_error(made, monkeypatch):
