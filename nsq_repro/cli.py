@@ -17,9 +17,7 @@ from pathlib import Path
 
 import nsq_repro
 from . import records
-from .experiments import SCALES, find_experiment, parameter_rows, read
-from .rerun import rerun
-from .weights import kept_networks, read_kept, weights_dir
+from .records import SCALES
 
 # %% ../nbs/cli.ipynb #7dfa8491
 EXAMPLES = """examples:
@@ -46,6 +44,8 @@ class HelpWithParameters(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         print(parser.format_help())
         if namespace.name:
+            from nsq_repro.experiments import find_experiment, parameter_rows
+
             found = find_experiment(namespace.name)
             rows = parameter_rows(found.parameters)
             print(f"{found.name}: {found.question}\n\n{table(rows, list(rows[0]))}")
@@ -178,6 +178,8 @@ def run(
     args: argparse.Namespace,  # name, scale, parameters, plain, list, keep_outputs
 ) -> None:
     "The command `run`. Raises ValueError for a wrong parameter, before anything is started."
+    from nsq_repro.experiments import find_experiment, read
+
     experiment = find_experiment(args.name)
     given = {"scale": args.scale, **dict(args.parameters)}
     typed = read(experiment.parameters, given)
@@ -238,6 +240,8 @@ def figures() -> list[dict]:
 # %% ../nbs/cli.ipynb #42648329
 def networks() -> list[dict]:
     "Every network that `load_model` finds."
+    from nsq_repro.weights import kept_networks, read_kept, weights_dir
+
     found = []
     for scale in SCALES[1:]:
         for name in kept_networks(scale):
@@ -299,6 +303,7 @@ def verify(
 ) -> int:  # exit status
     "The command `verify`: what does not match, and the claims with their verdicts."
     from nsq_repro import claims, results
+    from nsq_repro.rerun import rerun
 
     how = dict(progress=sys.stderr.isatty())
     again = [] if args.rerun is None else rerun(args.rerun, args.seed, args.scale, **how)
