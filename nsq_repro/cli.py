@@ -240,14 +240,11 @@ def figures() -> list[dict]:
 # %% ../nbs/cli.ipynb #42648329
 def networks() -> list[dict]:
     "Every network that `load_model` finds."
-    from nsq_repro.weights import kept_networks, read_kept, weights_dir
-
-    found = []
-    for scale in SCALES[1:]:
-        for name in kept_networks(scale):
-            r = read_kept(weights_dir(scale) / f"{name}.json")
-            made, more = age(r["provenance"]["finished"]), {"iterations": r["spec"]["iterations"]}
-            found.append({"network": name, "scale": scale, "data": r["data"]["title"], **more, "age": made})
+    found, again = [], "take it from the repository again (git checkout)"
+    for path in sorted((records.home() / "figures").glob("*/weights/*.json")):
+        r = records.load_record(path, again=again)
+        made, more = age(r["provenance"]["finished"]), {"iterations": r["spec"]["iterations"]}
+        found.append({"network": path.stem, "scale": r["scale"], "data": r["data"]["title"], **more, "age": made})
     return found
 
 # %% ../nbs/cli.ipynb #7d4cb0bd
