@@ -27,7 +27,7 @@ pytestmark = pytest.mark.reliability
 
 PROCESSES = multiprocessing.get_context("forkserver")  # a new process for each call, without importing PyTorch again
 PROCESSES.set_forkserver_preload(["nsq_repro.cli", "nsq_repro.suite", "nsq_repro.plots", "papermill"])
-SPEC = recipe("nsq", iterations=16, batch_size=10, network="cifar_tiny", lr=1e-3)
+SPEC = recipe("nsq", iterations=8, batch_size=10, network="cifar_tiny", lr=1e-3)
 
 
 def training():
