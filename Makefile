@@ -13,6 +13,8 @@ BIN := .venv/bin
 READY := .venv/.installed
 # several notebooks are tested at once: one thread each, and no windows
 QUIETLY := OMP_NUM_THREADS=1 MPLBACKEND=Agg
+# a half of the tests for each process, so that what tests of a file share is made once; who is done first takes over
+SHARED := -n 2 --dist worksteal
 
 help: ## show this list
 	@echo "usage: make TARGET"
@@ -26,14 +28,14 @@ test: $(READY) check-sync ## check that modules and notebooks agree, then run th
 	@echo "== notebooks: nbdev_test"
 	@$(QUIETLY) $(BIN)/nbdev_test --n_workers 2 --timing
 	@echo "== tests: pytest"
-	@$(QUIETLY) $(BIN)/python -m pytest tests -q -n 2
+	@$(QUIETLY) $(BIN)/python -m pytest tests -q $(SHARED)
 
 test-all: test ## the tests, and the slow ones: every kind of work killed thirty times
 	@echo "== tests: the slow ones"
-	@$(QUIETLY) $(BIN)/python -m pytest tests -q -n 2 -m slow
+	@$(QUIETLY) $(BIN)/python -m pytest tests -q $(SHARED) -m slow
 
 reliability: $(READY) ## run kills, bad inputs, other machines and properties, slow ones too; record the counts the page shows
-	@$(QUIETLY) $(BIN)/python -m pytest tests -q -n 2 -m "reliability or hypothesis" --record
+	@$(QUIETLY) $(BIN)/python -m pytest tests -q $(SHARED) -m "reliability or hypothesis" --record
 
 check-sync: $(READY) ## check that nsq_repro/ is what nbs/ exports and that the notebooks are clean; changes nothing
 	@echo "== nbs/ and nsq_repro/: in sync and clean"

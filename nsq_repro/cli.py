@@ -18,9 +18,7 @@ from pathlib import Path
 
 import nsq_repro
 from . import records
-from .experiments import SCALES, choose_device, choose_scale, find_experiment, parameter_rows, read
-from .rerun import rerun
-from .weights import kept_networks, read_kept, weights_dir
+from .records import SCALES
 
 # %% ../nbs/cli.ipynb #7dfa8491
 EXAMPLES = """examples:
@@ -50,6 +48,8 @@ class HelpWithParameters(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         print(parser.format_help())
         if namespace.name:
+            from nsq_repro.experiments import find_experiment, parameter_rows
+
             found = find_experiment(namespace.name)
             rows = parameter_rows(found.parameters)
             print(f"{found.name}: {found.question}\n\n{table(rows, list(rows[0]))}")
@@ -206,6 +206,8 @@ def run(
     args: argparse.Namespace,  # name, scale, parameters, plain, list, keep_outputs
 ) -> None:
     "The command `run`. Raises ValueError for a wrong parameter, before anything is started."
+    from nsq_repro.experiments import choose_device, choose_scale, find_experiment, read
+
     experiment = find_experiment(args.name)
     given = {"scale": args.scale, **dict(args.parameters)}
     typed = read(experiment.parameters, given)
@@ -268,12 +270,11 @@ def figures() -> list[dict]:
 # %% ../nbs/cli.ipynb #42648329
 def networks() -> list[dict]:
     "Every network that `load_model` finds."
-    found = []
-    for scale in SCALES[1:]:
-        for name in kept_networks(scale):
-            r = read_kept(weights_dir(scale) / f"{name}.json")
-            made, more = age(r["provenance"]["finished"]), {"iterations": r["spec"]["iterations"]}
-            found.append({"network": name, "scale": scale, "data": r["data"]["title"], **more, "age": made})
+    found, again = [], "take it from the repository again (git checkout)"
+    for path in sorted((records.home() / "figures").glob("*/weights/*.json")):
+        r = records.load_record(path, again=again)
+        made, more = age(r["provenance"]["finished"]), {"iterations": r["spec"]["iterations"]}
+        found.append({"network": path.stem, "scale": r["scale"], "data": r["data"]["title"], **more, "age": made})
     return found
 
 # %% ../nbs/cli.ipynb #7d4cb0bd
@@ -329,6 +330,7 @@ def verify(
 ) -> int:  # exit status
     "The command `verify`: what does not match, and the claims with their verdicts."
     from nsq_repro import claims, results
+    from nsq_repro.rerun import rerun
 
     how = dict(progress=sys.stderr.isatty())
     again = [] if args.rerun is None else rerun(args.rerun, args.seed, args.scale, **how)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_runs import ROOT, arguments, cli, evaluations
+from test_runs import BARE, ROOT, arguments, cli, evaluations, process
 
 from nsq_repro import cifar, parameter_study, records, results, tables, training
 from nsq_repro.data import load
@@ -55,20 +55,7 @@ def parameters_of(command):
 def home(tmp_path_factory):
     "A home with a small CIFAR run in it, made without notebook and plots."
     home = tmp_path_factory.mktemp("cifar")
-    blocked = home / "blocked"
-    blocked.mkdir()
-    for name in ("papermill", "nbdev", "fastcore", "matplotlib", "seaborn", "IPython"):
-        (blocked / f"{name}.py").write_text(f"raise ImportError('{name} is not for training and attacks')")
-    done = cli(
-        "run",
-        "cifar",
-        "--plain",
-        "--scale",
-        "smoke",
-        *arguments(LITTLE),
-        home=home,
-        env={"PYTHONPATH": f"{blocked}{os.pathsep}{ROOT}"},
-    )
+    done = process("run", "cifar", "--plain", "--scale", "smoke", *arguments(LITTLE), home=home, blocked=BARE)
     assert done.returncode == 0, done.stderr
     return home
 

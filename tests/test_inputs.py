@@ -1,6 +1,8 @@
 """What attacks and evaluations are given: inputs, each with the line that refuses it, and networks left as found."""
 
 import copy
+import functools
+import json
 import math
 import subprocess
 import sys
@@ -387,20 +389,26 @@ def test_a_layer_inside_a_wrapper_is_found(attack, how):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+@functools.cache
+def hidden_network(how):
+    "The network of `given`, with its layer out of reach."
+    return HIDDEN[how](network())
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("attack", NEEDS_PARTS)
 @pytest.mark.parametrize("how", HIDDEN)
 def test_a_layer_that_cannot_be_reached_is_an_error(attack, how):
-    net, x, y, e = given("eps", 0.3)
+    _, x, y, e = given("eps", 0.3)
     with pytest.raises(ValueError, match="SoftQuantNet|nn.Module"):
-        ATTACKS[attack](HIDDEN[how](net), x, y, e)
+        ATTACKS[attack](hidden_network(how), x, y, e)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("how", HIDDEN)
 def test_the_whole_of_it_is_attacked_all_the_same(how):
-    net, x, y, e = given("eps", 0.3)
-    hidden = HIDDEN[how](net)
+    _, x, y, e = given("eps", 0.3)
+    hidden = hidden_network(how)
     if how == "exported":
         pytest.skip("runs on two images only")
     r = pgd(hidden, x, y, e, **few)
@@ -616,8 +624,8 @@ SWITCHES = {
     "cudnn": "b.cudnn.deterministic = True; b.cudnn.benchmark = True",
 }
 PROGRAM = """
-import torch; b = torch.backends
-{switch}
+import json, os, sys, traceback, torch; b = torch.backends
+from nsq_repro.attacks import pgd, full_precision
 def look():
     out = [b.cudnn.deterministic, b.cudnn.benchmark]
     for place in (b, b.cuda.matmul, b.cudnn, b.cudnn.conv, b.cudnn.rnn, b.mkldnn, b.mkldnn.matmul, b.mkldnn.conv):
@@ -625,24 +633,37 @@ def look():
             try: out.append(getattr(place, name))
             except Exception as e: out.append(type(e).__name__)
     return out
-from nsq_repro.attacks import pgd, full_precision
-net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10)); x = torch.rand(2, 1, 28, 28)
-before, y = look(), net(x).argmax(1)
-pgd(net, x, y, .1, steps=2)
-w = torch.rand(64, 64); exact = (w.double() @ w.double())
-assert (full_precision(lambda: w @ w)() - exact).abs().max() < 1e-4
-assert look() == before, (before, look())
-if hasattr(b, "fp32_precision") and {follow}:
-    b.fp32_precision = "tf32"  # what the attack switched off follows the general switch again
-    assert b.mkldnn.matmul.fp32_precision == "tf32"
+def check(switch, follow):
+    exec(switch)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10)); x = torch.rand(2, 1, 28, 28)
+    before, y = look(), net(x).argmax(1)
+    pgd(net, x, y, .1, steps=2)
+    w = torch.rand(64, 64); exact = (w.double() @ w.double())
+    assert (full_precision(lambda: w @ w)() - exact).abs().max() < 1e-4
+    assert look() == before, (before, look())
+    if hasattr(b, "fp32_precision") and follow:
+        b.fp32_precision = "tf32"  # what the attack switched off follows the general switch again
+        assert b.mkldnn.matmul.fp32_precision == "tf32"
+for name, switch in json.loads(sys.argv[1]).items():
+    if not os.fork():  # PyTorch as it is when it has been imported, for each switch
+        try: check(switch, "all" in name)
+        except BaseException: print(name, traceback.format_exc(), sep=": ", flush=True)
+        else: print(name, "ok", sep=": ", flush=True)
+        os._exit(0)
+    os.wait()
 """
 
 
+@pytest.fixture(scope="module")
+def switched():
+    "What was found in a process for each switch."
+    command = [sys.executable, "-c", PROGRAM, json.dumps(SWITCHES)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_precision_switches_are_off_inside_and_on_again(switch):
-    program = PROGRAM.format(switch=SWITCHES[switch], follow="all" in switch)
-    r = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert r.returncode == 0, r.stderr[-500:]
+def test_precision_switches_are_off_inside_and_on_again(switch, switched):
+    assert f"{switch}: ok" in switched.splitlines(), switched[-2000:]
 
 
 def count():

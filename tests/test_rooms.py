@@ -11,6 +11,9 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from test_runs import cli
+
+import nsq_repro
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = {p.stem: p for p in sorted((ROOT / "nsq_repro").glob("[a-z]*.py"))}
@@ -109,33 +112,33 @@ experiment = Experiment("toy", "how many digits are bright?", Parameters, PRESET
 '''
 
 
-def toy(home, *args):
-    "The command line in a process in which the package has one more page."
-    (home / "pages").mkdir(exist_ok=True)
-    (home / "pages" / "toy.py").write_text(TOY, encoding="utf-8")
-    start = f"import sys, nsq_repro; nsq_repro.__path__.append({str(home / 'pages')!r}); "
-    start += "from nsq_repro.cli import main; "
-    env = {**os.environ, "NSQ_HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", f"{start}sys.exit(main({list(args)!r}))"]
-    return subprocess.run(command, env=env, capture_output=True, text=True, encoding="utf-8", cwd=home)
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    "The command line where the package has one more page."
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "toy.py").write_text(TOY, encoding="utf-8")
+    monkeypatch.setattr(nsq_repro, "__path__", [*nsq_repro.__path__, str(tmp_path / "pages")])
+    monkeypatch.delitem(sys.modules, "nsq_repro.toy", raising=False)
+    yield lambda *args: cli(*args, home=tmp_path)
+    sys.modules.pop("nsq_repro.toy", None)
 
 
-def test_a_new_experiment_is_found_by_its_shape(tmp_path):
-    assert "toy" in toy(tmp_path, "run", "--help").stdout
-    told = toy(tmp_path, "run", "toy", "--help").stdout
+def test_a_new_experiment_is_found_by_its_shape(toy, tmp_path):
+    assert "toy" in toy("run", "--help").stdout
+    told = toy("run", "toy", "--help").stdout
     assert "how many digits are bright?" in told and "level" in told and "at most 1" in told
-    wrong = toy(tmp_path, "run", "toy", "--plain", "-p", "levl", "0.3")
+    wrong = toy("run", "toy", "--plain", "-p", "levl", "0.3")
     assert wrong.returncode == 1 and "did you mean level?" in wrong.stderr and not (tmp_path / "runs").exists()
-    done = toy(tmp_path, "run", "toy", "--plain", "-p", "level", "1/4")
+    done = toy("run", "toy", "--plain", "-p", "level", "1/4")
     assert done.returncode == 0, done.stderr
-    listed = toy(tmp_path, "list").stdout
+    listed = toy("list").stdout
     assert "toy-bright" in listed and "toy-" in listed
-    checked = toy(tmp_path, "verify", "--scale", "cpu")
+    checked = toy("verify", "--scale", "cpu")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "toy-bright.json  (made again)" in checked.stdout
     table = tmp_path / "figures" / "cpu" / "toy-bright.md"
     table.write_text(table.read_text(encoding="utf-8").replace("| ", "| 1", 1), encoding="utf-8")
-    assert "MISMATCH" in toy(tmp_path, "verify", "--scale", "cpu").stdout
+    assert "MISMATCH" in toy("verify", "--scale", "cpu").stdout
 
 
 RUNS = {

@@ -1,28 +1,50 @@
 """Whole runs: papermill from another folder, the command line, a bare machine, a killed run, the same run twice."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import papermill
 import pytest
 
+from nsq_repro.cli import main
+
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = {"scale": "smoke", "models": "natural,nsq", "n_test": 20, "steps": 2, "eps": "0.1", "iterations": 30}
+BARE = ("papermill", "nbdev", "fastcore", "matplotlib", "seaborn", "IPython")  # what a bare GPU machine has none of
+SMALL = {"scale": "smoke", "models": "natural,nsq", "n_test": 20, "steps": 2, "eps": "0.1", "iterations": 3}
 
 
-def cli(*args, home, **kwargs):
-    "Run the command in a home of its own; returns the finished process."
-    env = {**os.environ, "NSQ_HOME": str(home), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
+def cli(*args, home):
+    "The command in a home of its own, in this process; its status and what it said."
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setenv("NSQ_HOME", str(home))
+        patch.chdir(home)
+        try:
+            status = main([*map(str, args)])
+        except SystemExit as e:
+            status = e.code
+    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def process(*args, home, blocked=()):
+    "The command in a process of its own, in which some packages cannot be imported; returns the finished process."
+    without = home / "blocked"
+    without.mkdir()
+    for name in blocked:
+        (without / f"{name}.py").write_text(f"raise ImportError('{name} is not for training and attacks')")
+    own = {"NSQ_HOME": str(home), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     return subprocess.run(
         [sys.executable, "-m", "nsq_repro.cli", *map(str, args)],
-        env={**env, **kwargs.pop("env", {})},
+        env={**os.environ, **own, "PYTHONPATH": f"{without}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
         cwd=home,
-        **kwargs,
     )
 
 
@@ -41,27 +63,7 @@ def evaluations(home):
 def plain(tmp_path_factory):
     "One small run without notebook: its home, and what it said."
     home = tmp_path_factory.mktemp("plain")
-    blocked = home / "blocked"
-    blocked.mkdir()
-    for name in (
-        "papermill",
-        "nbdev",
-        "fastcore",
-        "matplotlib",
-        "seaborn",
-        "IPython",
-    ):  # a bare GPU machine has none of these
-        (blocked / f"{name}.py").write_text(f"raise ImportError('{name} is not for training and attacks')")
-    done = cli(
-        "run",
-        "mnist",
-        "--plain",
-        "--scale",
-        "smoke",
-        *arguments(SMALL),
-        home=home,
-        env={"PYTHONPATH": f"{blocked}{os.pathsep}{ROOT}"},
-    )
+    done = process("run", "mnist", "--plain", "--scale", "smoke", *arguments(SMALL), home=home, blocked=BARE)
     assert done.returncode == 0, done.stderr
     return home
 
@@ -74,7 +76,7 @@ def test_plain_run_leaves_records(plain):
 
 
 def test_same_run_twice_is_identical(plain, tmp_path):
-    assert cli("run", "mnist", "--plain", "--scale", "smoke", *arguments(SMALL), home=tmp_path).returncode == 0
+    assert process("run", "mnist", "--plain", "--scale", "smoke", *arguments(SMALL), home=tmp_path).returncode == 0
     assert evaluations(tmp_path) == evaluations(plain)
 
 
