@@ -1,0 +1,21 @@
+// What every page of the site gets: exported source is folded, and the notebook can be taken away or run elsewhere.
+// Without scripts the source stays open and the repository link of the page leads to the notebook.
+const REPOSITORY = "nsq-repro/nsq-repro/blob/main/nbs";
+
+function fold() {
+  for (const block of document.querySelectorAll("details.code-fold"))
+    if (block.querySelector("summary")?.textContent.trim() === "Exported source") block.open = false;
+}
+
+function notebookLinks() {
+  const title = document.querySelector("#title-block-header, h1");
+  const name = location.pathname.split("/").pop().replace(/\.html$/, "") || "index";
+  if (!title || name === "404") return;
+  const line = document.createElement("p");
+  line.className = "notebook-links";
+  line.innerHTML = `This page is a notebook: <a href="https://github.com/${REPOSITORY}/${name}.ipynb?raw=true">download</a>,
+    <a href="https://colab.research.google.com/github/${REPOSITORY}/${name}.ipynb">open in Colab</a>`;
+  title.after(line);
+}
+
+document.addEventListener("DOMContentLoaded", () => { fold(); notebookLinks(); });
