@@ -1,11 +1,6 @@
-// What every page of the site gets: exported source is folded, and the notebook can be taken away or run elsewhere.
-// Without scripts the source stays open and the repository link of the page leads to the notebook.
+// What every page of the site gets: a line below its title from which its notebook can be taken away or run elsewhere.
+// Without scripts the page's links to the repository lead there.
 const REPOSITORY = "nsq-repro/nsq-repro/blob/main/nbs";
-
-function fold() {
-  for (const block of document.querySelectorAll("details.code-fold"))
-    if (block.querySelector("summary")?.textContent.trim() === "Exported source") block.open = false;
-}
 
 function notebookLinks() {
   const title = document.querySelector("#title-block-header, h1");
@@ -18,4 +13,4 @@ function notebookLinks() {
   title.after(line);
 }
 
-document.addEventListener("DOMContentLoaded", () => { fold(); notebookLinks(); });
+document.addEventListener("DOMContentLoaded", notebookLinks);

@@ -19,7 +19,8 @@ HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 body { font: 17px/1.5 system-ui, sans-serif; margin: 0; padding: 0; max-width: none; }
 main { max-width: 800px; margin: auto; padding: 0 12px; }
-pre > code.sourceCode { white-space: pre-wrap; word-break: break-word; } pre > code.sourceCode > span { display: inline; }
+pre > code.sourceCode { white-space: pre-wrap; word-break: break-word; }
+pre > code.sourceCode > span { display: inline; }
 pre { white-space: pre-wrap; background: #8881; padding: .4em; } code { font-size: .875em; }
 figure { margin: 1em 0; } img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; } td, th { padding: .4em; vertical-align: top; }
@@ -44,7 +45,8 @@ def picture(data, name, folder, chosen):
     file = f"{name}.png"
     (folder / file).write_bytes(base64.b64decode(data))
     text, label = chosen.get("fig-alt", "").replace('"', "'"), chosen.get("label", name)
-    return f'<figure id="{label}">\n\n![]({file}){{alt="{text}"}}\n\n{{{label}}}: {chosen.get("fig-cap", "")}\n\n</figure>'
+    caption = f"{{{label}}}: {chosen.get('fig-cap', '')}"
+    return f'<figure id="{label}">\n\n![]({file}){{alt="{text}"}}\n\n{caption}\n\n</figure>'
 
 
 def shown(output, name, folder, chosen):
@@ -72,8 +74,8 @@ def page_markdown(path, folder):
             continue
         if chosen.get("echo") != "false" and code.strip():
             block = fenced(code, "python")
-            folded = f'<details class="code-fold" open><summary>{chosen.get("code-summary")}</summary>\n\n{block}\n\n</details>'
-            parts.append(folded if "code-fold" in chosen else block)
+            fold = f'<details class="code-fold"><summary>{chosen.get("code-summary", "Code")}</summary>'
+            parts.append(f"{fold}\n\n{block}\n\n</details>" if "code-fold" in chosen else block)
         outputs = cell["outputs"] if chosen.get("output") != "false" else []
         parts += [shown(o, f"{path.stem}-{i}-{j}", folder, chosen) for j, o in enumerate(outputs)]
     return "\n\n".join(parts)
@@ -118,7 +120,8 @@ def render(notebooks, folder, mathjax=None):
         done = subprocess.run(
             ["pandoc", "-f", "markdown", "-t", "html5", "-s", *math, "--citeproc", "--bibliography=references.bib",
              "-H", "head.html", "-B", "before.html", "-A", "after.html", "-o", f"{path.stem}.html"],
-            input=resolved(page_markdown(path, folder), bool(mathjax)), capture_output=True, text=True, cwd=folder, check=False,
+            input=resolved(page_markdown(path, folder), bool(mathjax)),
+            capture_output=True, text=True, cwd=folder, check=False,
         )  # fmt: skip
         said += [f"{path.stem}: {line}" for line in done.stderr.splitlines() if line.strip()]
     for file in (folder / "head.html", before, after):
