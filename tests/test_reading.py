@@ -99,3 +99,7 @@ def test_the_home_page_lists_every_page_in_reading_order():
     (table,) = [c for c in CELLS["index.ipynb"] if "| page | paper | question |" in "".join(c["source"])]
     listed = re.findall(r"^\| \[[^\]]+\]\((\w+\.ipynb)\)", "".join(table["source"]), re.M)
     assert listed == [name for name in LISTED if name != "index.ipynb"]
+
+
+def test_the_objective_page_stays_short():
+    assert len(re.sub(r"\$\$.*?\$\$", "", PROSE["objective.ipynb"], flags=re.S).split()) <= 2050
