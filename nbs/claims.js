@@ -10,6 +10,7 @@ function filterClaims(table) {
   const rows = [...table.tBodies[0].rows].map((row) => ({
     row, page: pageOf(row.cells[where].textContent), verdict: verdictOf(row.cells[verdict].textContent),
   }));
+  for (const { row } of rows) [...row.cells].forEach((cell, i) => { cell.dataset.head = heads[i]; });
   const box = document.createElement("div");
   box.className = "claims-filter";
   const choose = (name, label) => {

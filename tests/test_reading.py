@@ -43,6 +43,7 @@ def test_each_entry_is_cited_and_complete():
     for key, fields in found.items():
         assert {"author", "title", "year"} <= set(fields), key
         assert key.rstrip("abcdefghijklmnopqrstuvwxyz").endswith(fields["year"]), key
+        assert {"eprint", "doi", "url"} & set(fields), f"{key}: nowhere to read it"
         if "eprint" in fields:
             assert re.fullmatch(r"\d{4}\.\d{4,5}", fields["eprint"]), key
             assert fields["url"] == f"https://arxiv.org/abs/{fields['eprint']}", key
