@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'WORDS', 'LINK', 'HelpWithParameters', 'add_run', 'parser', 'executed_path', 'run_notebook',
            'copy_outputs', 'summary', 'run', 'age', 'figures', 'networks', 'runs', 'table', 'list_', 'verify', 'doctor',
-           'clean', 'readme', 'main', 'for_the_site']
+           'clean', 'readme', 'main', 'ForTheSite']
 
 # %% ../nbs/cli.ipynb #6301ca5f
 import argparse
@@ -413,20 +413,32 @@ WORDS = {"paper", "table", "draw"}  # exported names that pages use for somethin
 LINK = re.compile(r"\[`([\w.]+)`\]\(https?://[^)\s]+\)")
 
 
-def for_the_site(
-    cell,  # of a notebook as nbdev hands it on; changed in place
-):
-    "What the site takes back of nbdev's links; settings.ini names this function under `procs`."
-    from nsq_repro._modidx import d
+class ForTheSite:
+    "What the site takes back of nbdev's links, signatures and sentences; settings.ini names it under `procs`."
 
-    count = Counter(name.split(".", 2)[2] for module in d["syms"].values() for name in module)
-    named = lambda m: f"`{m[1]}`"
-    source = cell.source.replace("#| code-fold: show", "#| code-fold: true", 1)
-    cell.source = LINK.sub(lambda m: named(m) if m[1] in WORDS or count[m[1]] > 1 else m[0], source)
-    for data in (o["data"] for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})):
-        parts = re.split(r"(^```python$.*?^```$)", "".join(data["text/markdown"]), flags=re.M | re.S)
-        parts[1::2] = [re.sub(r"<[\w.]*?(\w+) object at 0x\w+>", r"\1()", LINK.sub(named, p)) for p in parts[1::2]]
-        data["text/markdown"] = "".join(parts).splitlines(True)
+    def __init__(self, nb):  # a notebook as nbdev hands it on, changed in place
+        from nsq_repro._modidx import d
+
+        self.nb = nb
+        self.count = Counter(name.split(".", 2)[2] for module in d["syms"].values() for name in module)
+
+    def __call__(self, cell):
+        named = lambda m: f"`{m[1]}`"
+        source = cell.source
+        if "(NamedTuple)" not in source:
+            source = source.replace("#| code-fold: show", "#| code-fold: true", 1)
+        cell.source = LINK.sub(lambda m: named(m) if m[1] in WORDS or self.count[m[1]] > 1 else m[0], source)
+        for data in (o["data"] for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})):
+            parts = re.split(r"(^```python$.*?^```$)", "".join(data["text/markdown"]), flags=re.M | re.S)
+            parts[1::2] = ["" if "(\n    *args, **kwargs\n)" in p else LINK.sub(named, p) for p in parts[1::2]]
+            text = re.sub(r"<[\w.]*?(\w+) object at 0x\w+>", r"\1()", "".join(parts))
+            data["text/markdown"] = text.splitlines(True)
+
+    def end(self):
+        words = [c for c in self.nb.cells if c.source is not None and "#| include: false" not in c.source]
+        for cell, after in zip(words, words[1:]):
+            if cell.cell_type == after.cell_type == "markdown" and cell.source.rstrip().endswith(":"):
+                cell.source = cell.source.rstrip().rpartition("\n\n")[0]  # its last paragraph leads to nothing
 
 # %% ../nbs/cli.ipynb #7db1d973
 if __name__ == "__main__" and "__file__" in globals():
