@@ -1,4 +1,4 @@
-// The table of claims, filtered by the paper's page and by verdict. Without scripts the whole table stands there.
+// The table of claims, filtered by the paper's page, by verdict and by words. Without scripts the whole table stands there.
 
 // The paper's page and the verdict of a row, from the texts of its cells.
 const pageOf = (where) => (where.match(/^p\.\s*(\d+)/) || [])[1] || "";
@@ -19,11 +19,15 @@ function filterClaims(table) {
     const options = values.map((v) => `<option>${v}</option>`).join("");
     return `<label for="claims-${name}">${label} <select id="claims-${name}"><option value="">all</option>${options}</select></label>`;
   };
-  box.innerHTML = `${choose("page", "page")} ${choose("verdict", "verdict")} <output aria-live="polite"></output>`;
+  box.innerHTML = `${choose("page", "page")} ${choose("verdict", "verdict")}
+    <label for="claims-words">words or number <input type="search" id="claims-words"></label> <output aria-live="polite"></output>`;
   table.before(box);
   const draw = () => {
-    const [page, wanted] = ["page", "verdict"].map((name) => box.querySelector(`#claims-${name}`).value);
-    for (const r of rows) r.row.hidden = (page && r.page !== page) || (wanted && r.verdict !== wanted);
+    const [page, wanted, words] = ["page", "verdict", "words"].map((name) => box.querySelector(`#claims-${name}`).value);
+    for (const r of rows) {
+      const said = r.row.textContent.toLowerCase().includes(words.trim().toLowerCase());
+      r.row.hidden = !said || (page && r.page !== page) || (wanted && r.verdict !== wanted);
+    }
     box.querySelector("output").textContent = `${rows.filter((r) => !r.row.hidden).length} of ${rows.length} claims`;
   };
   box.addEventListener("input", draw);

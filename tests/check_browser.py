@@ -18,6 +18,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LOOK = """() => ({
     over: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     missing: [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.getAttribute("src")),
+    long: [...document.querySelectorAll(".math.display, math[display=block]")]
+        .filter(m => m.scrollWidth > m.clientWidth + 1).map(m => m.textContent.trim().slice(0, 40)),
     mathjax: Boolean(window.MathJax && window.MathJax.version),
     unset: [...document.querySelectorAll(".math")].filter(m => !m.querySelector("mjx-container, math"))
         .map(m => m.textContent.trim().slice(0, 40)),
@@ -56,6 +58,8 @@ def look_at(page, path, width):
         page.remove_listener(event, hear)
     said += [f"{found['over']} px wider than the window"] * (found["over"] > 1)
     said += [f"picture missing: {src}" for src in found["missing"]]
+    if width == max(WIDTHS):  # on a narrow screen it scrolls
+        said += [f"equation longer than the column: {text}" for text in found["long"]]
     if found["mathjax"]:
         said += [f"formula not set: {text}" for text in found["unset"]]
     return sorted(set(said)), found["mathjax"] or not found["unset"]

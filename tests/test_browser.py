@@ -14,6 +14,7 @@ NBS = Path(__file__).resolve().parents[1] / "nbs"
 PAGE = '<!doctype html><html lang="en"><meta charset="utf-8"><title>a page</title><link rel="icon" href="data:,">'
 FAULTS = {
     "wide": ('<div style="width:2000px">wide</div>', "wider than the window"),
+    "equation": ('<p class="math display" style="overflow:auto;width:9em"><b style="padding:9em">x</p>', "equation"),
     "picture": ('<img src="none.png" alt="">', "picture missing: none.png"),
     "script": ("<script>nothing.at.all()</script>", "nothing is not defined"),
     "formula": ('<script>MathJax = {version: "3"}</script><span class="math">\\(x\\)</span>', "formula not set"),
@@ -41,7 +42,8 @@ def test_it_finds_what_is_wrong(site):
     lines, _ = check_browser.look(site)
     assert not [line for line in lines if line.startswith("good")]
     for name, (_, words) in FAULTS.items():
-        assert any(line.startswith(f"{name}.html at 390 px") and words in line for line in lines), (name, lines)
+        width = 1400 if name == "equation" else 390
+        assert any(line.startswith(f"{name}.html at {width} px") and words in line for line in lines), (name, lines)
 
 
 def still():
@@ -130,6 +132,11 @@ def test_claims_are_filtered_by_page_and_by_verdict(site):
                 both = sum(k == kinds[-1] for k in kinds)
                 assert seen.count() == both > 0
                 assert page.locator("output").text_content() == f"{both} of {len(kinds)} claims"
+                page.select_option("#claims-page", "")
+                page.select_option("#claims-verdict", "")
+                page.focus("#claims-words")
+                page.keyboard.type("98.49")
+                assert 0 < seen.count() < 5 and all("98.49" in text for text in seen.all_text_contents())
         browser.close()
     assert check_browser.look(site)[0] == []
 
