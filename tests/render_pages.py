@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"eq": "Eq.", "fig": "Fig.", "tbl": "Table"}
 HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,"><link rel="stylesheet" href="styles.css"><script src="site.js" defer></script>
+<link rel="icon" href="favicon.svg"><link rel="stylesheet" href="styles.css"><script src="site.js" defer></script>
 <style>
 body { font: 17px/1.5 system-ui, sans-serif; margin: 0; padding: 0; max-width: none; }
 main { max-width: 800px; margin: auto; padding: 0 12px; }

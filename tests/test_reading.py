@@ -5,6 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+
+from nsq_repro.quantization import soft_quantize
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
@@ -104,3 +107,12 @@ def test_the_home_page_lists_every_page_in_reading_order():
 
 def test_the_objective_page_stays_short():
     assert len(re.sub(r"\$\$.*?\$\$", "", PROSE["objective.ipynb"], flags=re.S).split()) <= 2050
+
+
+def test_card_and_icon_show_the_layer():
+    "The card of the site is Figure 2; its icon is the layer with three levels."
+    assert (NBS / "card.png").read_bytes() == (ROOT / "figures" / "cpu" / "fig2.png").read_bytes()
+    points = re.search(r'points="([^"]+)"', (NBS / "favicon.svg").read_text(encoding="utf-8"))[1].split()
+    x, y = torch.tensor([[float(v) for v in point.split(",")] for point in points], dtype=torch.float64).T
+    torch.testing.assert_close((30 - y) / 28, soft_quantize((x - 2) / 28, 3, 60.0), rtol=0, atol=0.06)
+    assert all(line in QUARTO for line in ("favicon: favicon.svg", "image: card.png"))
