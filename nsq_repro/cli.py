@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'WORDS', 'LINK', 'HelpWithParameters', 'add_run', 'parser', 'executed_path', 'run_notebook',
            'copy_outputs', 'summary', 'run', 'age', 'figures', 'networks', 'runs', 'table', 'list_', 'verify', 'doctor',
-           'clean', 'readme', 'main', 'ForTheSite']
+           'clean', 'readme', 'main', 'fields_of', 'ForTheSite']
 
 # %% ../nbs/cli.ipynb #6301ca5f
 import argparse
+import inspect
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 import nsq_repro
@@ -413,6 +415,18 @@ WORDS = {"paper", "table", "draw"}  # exported names that pages use for somethin
 LINK = re.compile(r"\[`([\w.]+)`\]\(https?://[^)\s]+\)")
 
 
+def fields_of(
+    head: str,  # what nbdev shows above a signature: where the source is, and the name
+    signature: str,  # that signature, fenced
+) -> str:  # the class statement of a named tuple without its methods, fenced; empty for anything else
+    "A named tuple says more than its signature, which is *args, **kwargs."
+    where = re.search(r"/nsq_repro/(\w+)\.py#.*^### (\w+)", head, re.M | re.S)
+    if not where or "(\n    *args, **kwargs\n)" not in signature:
+        return ""
+    text = inspect.getsource(getattr(import_module(f"nsq_repro.{where[1]}"), where[2]))
+    return f"```python\n{text.partition(chr(10) + '    def ')[0].rstrip()}\n```"
+
+# %% ../nbs/cli.ipynb #efc1624b
 class ForTheSite:
     "What the site takes back of nbdev's links, signatures and sentences; settings.ini names it under `procs`."
 
@@ -424,13 +438,11 @@ class ForTheSite:
 
     def __call__(self, cell):
         named = lambda m: f"`{m[1]}`"
-        source = cell.source
-        if "(NamedTuple)" not in source:
-            source = source.replace("#| code-fold: show", "#| code-fold: true", 1)
+        source = cell.source.replace("#| code-fold: show", "#| code-fold: true", 1)
         cell.source = LINK.sub(lambda m: named(m) if m[1] in WORDS or self.count[m[1]] > 1 else m[0], source)
         for data in (o["data"] for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})):
             parts = re.split(r"(^```python$.*?^```$)", "".join(data["text/markdown"]), flags=re.M | re.S)
-            parts[1::2] = ["" if "(\n    *args, **kwargs\n)" in p else LINK.sub(named, p) for p in parts[1::2]]
+            parts[1::2] = [fields_of(*parts[:2]) or LINK.sub(named, p) for p in parts[1::2]]
             text = re.sub(r"<[\w.]*?(\w+) object at 0x\w+>", r"\1()", "".join(parts))
             data["text/markdown"] = text.splitlines(True)
 
