@@ -101,7 +101,7 @@ def processed():
     "The folder of the notebooks as nbdev hands them to Quarto."
     from nbdev.serve import proc_nbs
 
-    return Path(proc_nbs(path=ROOT / "nbs", n_workers=0))
+    return Path(proc_nbs(path=ROOT / "nbs", n_workers=0, force=True))  # modules may be newer than the cache
 
 
 def render(notebooks, folder, mathjax=None):
