@@ -61,7 +61,7 @@ docs: $(READY) ## render the site into _docs, with the Quarto that is there or e
 docs-check: $(READY) ## check the pages as a text: references, links, captions, citations; needs no Quarto
 	@$(BIN)/python -m pytest -q tests/test_site.py tests/test_reading.py
 
-docs-browser: $(READY) ## look at the rendered pages in headless Chromium, at two widths
+docs-browser: $(READY) ## look at the pages (Quarto's, or else pandoc's) in headless Chromium, at two widths
 	@$(BIN)/python tests/check_browser.py
 
 clean: ## remove .venv and caches; runs/ and figures/ stay

@@ -28,11 +28,11 @@ TAUS = tuple((level + 0.5) / 255 for level in range(77, 178))  # .304 to .696, �
 def share_within(
     x: torch.Tensor,  # uint8 images, any shape
     radius: float,  # ε, in [0, 1] pixel units
-    taus: tuple = TAUS,  # thresholds τ
+    taus: tuple | None = None,  # thresholds τ; None: `TAUS`
 ) -> np.ndarray:  # for each τ, the share of the values that lie within ε of it
     "How many values can cross a threshold."
     counts, level = torch.bincount(x.flatten(), minlength=256).double().numpy(), np.arange(256) / 255
-    near = np.abs(level - np.asarray(taus)[:, None]) <= radius + 1e-9  # a value exactly ε away can reach τ
+    near = np.abs(level - np.asarray(taus or TAUS)[:, None]) <= radius + 1e-9  # a value exactly ε away can reach τ
     return near @ counts / counts.sum()
 
 # %% ../nbs/variants.ipynb #dc838b0b

@@ -1,12 +1,16 @@
 """Looks at the rendered pages in headless Chromium, at two widths: nothing runs over the edge, every picture is
-there, nothing fails, formulas are set. Where there is no browser or no rendered site it says so and passes.
+there, nothing fails, formulas are set. Where there is no rendered site it looks at what pandoc makes of the pages;
+where there is no browser, or neither site nor pandoc, it says so and passes.
 
     python tests/check_browser.py [FOLDER]        (without one: _docs)
 """
 
 import shutil
 import sys
+import tempfile
 from pathlib import Path
+
+import render_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTHS = (1400, 390)
@@ -14,6 +18,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LOOK = """() => ({
     over: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     missing: [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.getAttribute("src")),
+    long: [...document.querySelectorAll(".math.display, math[display=block]")]
+        .filter(m => m.scrollWidth > m.clientWidth + 1).map(m => m.textContent.trim().slice(0, 40)),
     mathjax: Boolean(window.MathJax && window.MathJax.version),
     unset: [...document.querySelectorAll(".math")].filter(m => !m.querySelector("mjx-container, math"))
         .map(m => m.textContent.trim().slice(0, 40)),
@@ -23,7 +29,7 @@ LOOK = """() => ({
 def not_here(folder):
     "Why nothing can be looked at, in one line; None where it can."
     if not any(Path(folder).glob("*.html")):
-        return f"no rendered pages in {folder}: `make docs` renders them"
+        return f"no rendered pages in {folder}: `make docs` renders them, and pandoc would do to look at"
     if not any(map(shutil.which, BROWSERS)):
         return f"no browser here ({', '.join(BROWSERS)})"
     try:
@@ -52,6 +58,8 @@ def look_at(page, path, width):
         page.remove_listener(event, hear)
     said += [f"{found['over']} px wider than the window"] * (found["over"] > 1)
     said += [f"picture missing: {src}" for src in found["missing"]]
+    if width == max(WIDTHS):  # on a narrow screen it scrolls
+        said += [f"equation longer than the column: {text}" for text in found["long"]]
     if found["mathjax"]:
         said += [f"formula not set: {text}" for text in found["unset"]]
     return sorted(set(said)), found["mathjax"] or not found["unset"]
@@ -76,11 +84,22 @@ def look(folder):
 
 
 def main(folder):
-    why = not_here(folder)
-    if why:
-        print(f"skipped: {why}")
-        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        said = []
+        if not any(Path(folder).glob("*.html")) and shutil.which("pandoc"):
+            print("no rendered site: looking at what pandoc makes of the pages")
+            folder, said = scratch, render_pages.render(render_pages.processed(), Path(scratch))
+        why = not_here(folder)
+        if why:
+            print(f"skipped: {why}")
+            return 0
+        return report(folder, said)
+
+
+def report(folder, said=()):
+    "Print what is wrong with the pages of a folder, after what was said before; true if anything is."
     lines, unjudged = look(folder)
+    lines = [*said, *lines]
     print(*lines, sep="\n", end="\n" * bool(lines))
     if unjudged:
         print(f"formulas of {len(unjudged)} pages not judged: MathJax did not load (it comes over the network)")

@@ -5,6 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+
+from nsq_repro.quantization import soft_quantize
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
@@ -43,6 +46,7 @@ def test_each_entry_is_cited_and_complete():
     for key, fields in found.items():
         assert {"author", "title", "year"} <= set(fields), key
         assert key.rstrip("abcdefghijklmnopqrstuvwxyz").endswith(fields["year"]), key
+        assert {"eprint", "doi", "url"} & set(fields), f"{key}: nowhere to read it"
         if "eprint" in fields:
             assert re.fullmatch(r"\d{4}\.\d{4,5}", fields["eprint"]), key
             assert fields["url"] == f"https://arxiv.org/abs/{fields['eprint']}", key
@@ -99,3 +103,16 @@ def test_the_home_page_lists_every_page_in_reading_order():
     (table,) = [c for c in CELLS["index.ipynb"] if "| page | paper | question |" in "".join(c["source"])]
     listed = re.findall(r"^\| \[[^\]]+\]\((\w+\.ipynb)\)", "".join(table["source"]), re.M)
     assert listed == [name for name in LISTED if name != "index.ipynb"]
+
+
+def test_the_objective_page_stays_short():
+    assert len(re.sub(r"\$\$.*?\$\$", "", PROSE["objective.ipynb"], flags=re.S).split()) <= 2050
+
+
+def test_card_and_icon_show_the_layer():
+    "The card of the site is Figure 2; its icon is the layer with three levels."
+    assert (NBS / "card.png").read_bytes() == (ROOT / "figures" / "cpu" / "fig2.png").read_bytes()
+    points = re.search(r'points="([^"]+)"', (NBS / "favicon.svg").read_text(encoding="utf-8"))[1].split()
+    x, y = torch.tensor([[float(v) for v in point.split(",")] for point in points], dtype=torch.float64).T
+    torch.testing.assert_close((30 - y) / 28, soft_quantize((x - 2) / 28, 3, 60.0), rtol=0, atol=0.06)
+    assert all(line in QUARTO for line in ("favicon: favicon.svg", "image: card.png"))

@@ -135,3 +135,14 @@ def test_docstrings_are_words(path):
     for text in shown(path):
         found = re.search(r"@(eq|fig|tbl|sec)-|\]\(|<[A-Za-z/]", re.sub(r"`[^`]*`", "", text))
         assert not found, text
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_equations_hold_no_dollars_and_fit_the_column(name):
+    "A dollar inside a displayed equation ends it for some readers; what is long is broken by hand."
+    for text in re.findall(r"\$\$(.*?)\$\$", re.sub(r"```.*?```|`[^`]*`", "", PROSE[name], flags=re.S), re.S):
+        assert "$" not in text, text
+        lines = re.split(r"\\\\", re.sub(r"\\(begin|end)\{\w+\}", "", text))
+        for line in lines:
+            shown = re.sub(r"\\(left|right|[bB]igg?|mathrm|operatorname|text\w*|tfrac|frac|[,;:!])|[{}\s&_^]", "", line)
+            assert len(re.sub(r"\\[a-zA-Z]+", "x", shown)) <= 60, line
