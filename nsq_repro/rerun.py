@@ -54,17 +54,23 @@ def names_of(
 def find_network(
     row: dict,  # an evaluation of a record
     scale: str,  # of the record
+    made: dict | None = None,  # provenance of its training; asked of rows that do not say which weights they are of
 ):  # the network; None where it is neither under runs/ nor beside the figures
-    "The network a curve belongs to. Raises ValueError where a file was changed, or is another network's."
+    """The network a curve belongs to. Another training of the same spec is not it.
+    Raises ValueError where a file was changed, or is another network's."""
     folder = records.home() / "runs" / f"train-{row['train_hash']}"
     if (folder / "record.json").exists():
-        records.load_record(folder / "record.json", row["train_hash"])
+        trained = records.load_record(folder / "record.json", row["train_hash"])
         path = folder / "model.safetensors"
     else:
-        kept = (f for f in weights_dir(scale).glob("*.json") if read_kept(f)["training"]["hash"] == row["train_hash"])
-        if (file := next(kept, None)) is None:
+        kept = ((f, read_kept(f)) for f in sorted(weights_dir(scale).glob("*.json")))
+        found = ((f, r) for f, r in kept if r["training"]["hash"] == row["train_hash"])
+        file, trained = next(found, (None, None))
+        if file is None:
             return None
         path = file.with_suffix(".safetensors")
+    if row.get("weights") is None and made not in (None, trained["provenance"]):
+        return None
     model, _ = load_checkpoint(path)
     if row.get("weights") not in (None, weights_digest(model.state_dict())):
         raise ValueError(f"{path} is not the network that was attacked")
@@ -100,7 +106,7 @@ def ready(
     device = "cpu" if made["device"].startswith("CPU") else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
         return f"it was computed on {made['device']}"
-    if (model := find_network(row, record["scale"])) is None:
+    if (model := find_network(row, record["scale"], training_of(record, row)["provenance"])) is None:
         return "its network is neither under runs/ nor beside the figures"
     try:
         used = load(data["name"], data["split"], data_root).subset(data["n"])

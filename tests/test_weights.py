@@ -410,6 +410,18 @@ def test_other_weights_give_other_outcomes(home):
     assert any("outcomes differ" in p for p in found["problems"])
 
 
+def test_another_training_of_the_same_spec_is_not_the_network(home):
+    "Where a record does not say which weights they were, its networks are those of its trainings."
+    shutil.rmtree(home / "runs")
+    change(figure(home), lambda r: [e.pop("weights") for e in r["evaluations"]])
+    (found,) = rerun.rerun(1, scale="smoke")
+    assert found["compared"] and not found["problems"]
+    for path in home.glob("figures/smoke/weights/*.json"):
+        change(path, lambda r: r["provenance"].update(finished="2020-01-01T00:00:00Z"))
+    (found,) = rerun.rerun(1, scale="smoke")
+    assert not found["compared"] and not found["problems"] and "its network is neither" in found["said"]
+
+
 @pytest.mark.parametrize("where", ["attack", "training"])
 def test_a_changed_seed_is_found(home, where, capsys):
     def edit(r):
