@@ -38,12 +38,27 @@ from .evaluation import series
 from .exact import zbox
 from .experiments import Experiment, choose_device, choose_scale, parameter, read, variant_name
 from .networks import SoftQuantNet, build
-from .photographs import SOURCES, Input, Team, fine_tune, input_of, photographs, put_weights, register
-from .photographs import LITE0, listed, read_weights, weights_file
 from .quantization import SoftQuantize
 from .statistics import wilson
 from .suite import fast_copy
 from .training import recipe
+
+# %% ../nbs/imagenet.ipynb #dd5f45e5
+from nsq_repro.photographs import (
+    LITE0,
+    SOURCES,
+    Input,
+    Team,
+    fine_tune,
+    input_of,
+    listed,
+    photographs,
+    put_weights,
+    read_weights,
+    register,
+    tuned_file,
+    weights_file,
+)
 
 # %% ../nbs/imagenet.ipynb #566362dd
 MODELS = ("natural", "noisy", "nsq", "fgsm_rs")
@@ -99,9 +114,9 @@ PRESETS = {
         "study": STUDY[1:3], "study_iterations": 8, "n_study": 10, "n_sample": 20, "n_speed": 4,
     },
     "cpu": {
-        **COMMON, "data": "imagenette", "network": LITE0, "size": 128, "n_test": 500, "iterations": 120,
+        **COMMON, "data": "imagenette", "network": LITE0, "size": 128, "n_test": 500, "iterations": 100,
         "batch_size": 32, "chunk": 16, "lr": 1e-4, "precision": "bf16", "search": "fp32",
-        "study": STUDY, "study_iterations": 30, "n_study": 60, "n_sample": 300, "n_speed": 20,
+        "study": STUDY, "study_iterations": 30, "n_study": 40, "n_sample": 300, "n_speed": 20,
     },
     "paper": {
         **COMMON, "data": "imagenet", "network": "inception_v3", "size": None, "n_test": 50_000, "iterations": 80_000,
@@ -192,7 +207,8 @@ def image_sets(
     if p.data == "photos":
         fit, test = (load("photos", s, data_root) for s in ("train", "test"))
         return fit, test.subset(p.n_test), test.subset(p.n_sample)
-    how, own = dict(root=data_root, seed=p.seed), input_of(p.network)
+    how: dict = dict(root=data_root, seed=p.seed)
+    own = input_of(p.network)
     shown = own.at(p.size) if p.size else own
     try:
         fit = photographs(p.data, "train", shown, **how)
@@ -377,6 +393,7 @@ def networks_of(
     tensors: dict | None,  # of `published`
     team: Team,  # the processes of the run
     refresh: bool = False,  # train again
+    compute: bool = True,  # False: leave out what is not there
 ) -> tuple[
     dict, dict, dict
 ]:  # networks, names for `network_name`, training records; 'natural' is always there, untrained
@@ -387,8 +404,9 @@ def networks_of(
     nets, trained = {"natural": natural.to(team.device).eval()}, {}
     keys = {"natural": {"model": "natural", "published": p.network, "seed": p.seed}}
     for m in p.models:
-        if m != "natural":
-            nets[m], trained[m] = fine_tune(spec_of(p, m), fit, tensors, p.chunk, team, refresh, save_every=60)
+        spec = spec_of(p, m)
+        if m != "natural" and (compute or tuned_file(spec, fit, tensors, p.chunk).exists()):
+            nets[m], trained[m] = fine_tune(spec, fit, tensors, p.chunk, team, refresh, save_every=60)
             keys[m] = {"model": m, "training": trained[m]["hash"]}
     return nets, keys, trained
 
@@ -402,11 +420,14 @@ def study_networks(
     tensors: dict | None,  # of `published`
     team: Team,  # the processes of the run
     refresh: bool = False,  # train again
+    compute: bool = True,  # False: leave out what is not there
 ) -> tuple[dict, dict]:  # (K, α, noise) → network; → training record
     "NSQ with other layers and other noise, one budget for all."
     nets, trained = {}, {}
     for s in p.study:
         spec = spec_of(p, "nsq", **dict(zip(("K", "alpha", "noise"), s)), iterations=p.study_iterations)
+        if not compute and not tuned_file(spec, fit, tensors, p.chunk).exists():
+            continue
         nets[s], trained[s] = fine_tune(spec, fit, tensors, p.chunk, team, refresh, save_every=60)
     return nets, trained
 
@@ -466,27 +487,29 @@ def run(
     tensors, team = published(p, q.data_root, q.download), Team(p.device)
     p = replace(p, device=team.device)
     fit, test, sample = image_sets(p, q.data_root)
-    nets, keys, trained = networks_of(p, fit, tensors, team, q.refresh)
-    others, studied = study_networks(p, fit, tensors, team, q.refresh)
-    names = {m: network_name(net, keys[m]) for m, net in nets.items()}
-    rows = {m: LAYERED if layer_of(nets[m]) else PLAIN for m in p.models}
-    tasks = {(m, r): cells_of(nets[m], names[m], test, len(test), r, p) for m in p.models for r in rows[m]}
+    again = q.refresh, q.compute
+    nets, keys, trained = networks_of(p, fit, tensors, team, *again)
+    others, studied = study_networks(p, fit, tensors, team, *again)
+    names, models = {m: network_name(net, keys[m]) for m, net in nets.items()}, [m for m in p.models if m in nets]
+    rows = {m: LAYERED if layer_of(nets[m]) else PLAIN for m in models}
+    tasks = {(m, r): cells_of(nets[m], names[m], test, len(test), r, p) for m in models for r in rows[m]}
     n = min(p.n_study, len(test))
     short = {s: network_name(net, {"training": studied[s]["hash"]}) for s, net in others.items()}
     more = {(s, r): cells_of(net, short[s], test, n, r, p) for s, net in others.items() for r in STUDY_ROWS}
     with Workers(q.workers, p.device, team.rank == 0) as workers:
-        found, runs = outcomes_of(tasks, team, workers, q.refresh, q.compute)
-        levels, level_runs = outcomes_of(more, team, workers, q.refresh, q.compute)
+        found, runs = outcomes_of(tasks, team, workers, *again)
+        levels, level_runs = outcomes_of(more, team, workers, *again)
     if team.rank:
         return {}
-    layer, speed = (c.run(q.refresh) for c in (layer_cell(nets, names, sample, p), speed_cell(nets, names, test, p)))
-    head = {"scale": p.scale, "seed": p.seed}
-    return {
-        "table1": table_record(head, p, test, found, runs, trained),
-        "imagenet-levels": levels_record(head, p, test.subset(n), levels, level_runs, studied),
-        "imagenet-layer": small_record(head, sample, layer), "imagenet-speed": small_record(head, test, speed),
-        **figure_records(head, p, q.data_root),
-    }  # fmt: skip
+    small = {"imagenet-layer": layer_cell(nets, names, sample, p), "imagenet-speed": speed_cell(nets, names, test, p)}
+    there = lambda c: q.compute or records.run_file(c.content, c.kind).exists()
+    head, of = {"scale": p.scale, "seed": p.seed}, {"imagenet-layer": sample, "imagenet-speed": test}
+    done = {item: small_record(head, of[item], c.run(q.refresh)) for item, c in small.items() if there(c)}
+    if any(row.setting != "clean" for _, row in found):
+        done["table1"] = table_record(head, p, test, found, runs, trained)
+    if any(row.setting != "clean" for _, row in levels):
+        done["imagenet-levels"] = levels_record(head, p, test.subset(n), levels, level_runs, studied)
+    return done | figure_records(head, p, q.data_root)
 
 # %% ../nbs/imagenet.ipynb #09b971c8
 def layer_cell(nets: dict, names: dict, sample: Dataset, p: Plan) -> Cell:
@@ -526,7 +549,7 @@ def curves_of(
     for (m, row), ok in found.items():
         box = row.setting == "zbox"
         for metric, key in METRICS.items():
-            left_out = (key == "few" and not few) or (key == "top5" and box)
+            left_out = (key == "few" and not few) or (key != "top1" and box)
             if row.setting == "clean" or (m, Row("clean")) not in found or left_out:
                 continue
             both = [{"last": o, "worst": o} for o in (found[m, Row("clean")][key], ok[key])]
@@ -552,9 +575,7 @@ def lacking(
 
 # %% ../nbs/imagenet.ipynb #548c4920
 def table_record(head: dict, p: Plan, test: Dataset, found: dict, runs: dict, trained: dict) -> dict:
-    "What Table 1 is made from. Raises FileNotFoundError where nothing is there."
-    if not found:
-        raise FileNotFoundError("no outcome of this page is there yet; run it with compute=True")
+    "What Table 1 is made from."
     few = 1 < len(getattr(test, "wnids", ())) < 1000
     told = (
         "hash",
@@ -737,56 +758,46 @@ def imagenet_sentences(
     record: dict,  # of `table_record`
 ) -> str:  # Markdown
     "What the table says."
-    bits = lambda *a: outcome_bits(record, *a)
-    metric = next(
-        (m for m in reversed(METRICS) if bits("nsq", "clean", m) is not None and m != "top-5 accuracy"),
-        "top-1 accuracy",
-    )
-    where = "" if metric == "top-1 accuracy" else " among the set's classes"
-
-    def share(model, setting, name=metric, accounting=None):
-        ok = bits(model, setting, name, accounting)
-        if ok is None:
+    def share(model, setting, metric="top-1 accuracy", accounting=None):
+        if (ok := outcome_bits(record, model, setting, metric, accounting)) is None:
             return "–"
         low, high = wilson(int(ok.sum()), len(ok))
         return f"{100 * ok.mean():.1f} % ({100 * low:.1f}–{100 * high:.1f})"
 
-    L = records.LABELS
-    there = [m for m in MODELS if bits(m, "clean", metric) is not None]
-    lines = [f"* **Clean**{where}: " + "; ".join(f"{L[m]} {share(m, 'clean')}" for m in there) + "."]
+    L, few = records.LABELS, list(METRICS)[-1]
+    there = [m for m in MODELS if outcome_bits(record, m, "clean") is not None]
+    each = lambda *a: "; ".join(f"{L[m]} {share(m, *a)}" for m in there)
+    lines = [f"* **Clean**, top-1 among 1,000 classes: {each('clean')}."]
+    if outcome_bits(record, there[0], "clean", few) is not None:
+        lines.append(f"* **Clean, among the set's own classes**: {each('clean', few)}.")
     if "nsq" in there:
-        names = {
-            "pgd": "PGD through the layer",
-            "bpda": "the paper's BPDA",
-            "bpda_ste": "BPDA with the layer in its forward pass",
-        }
-        left = "; ".join(f"{name} {share('nsq', s)}" for s, name in names.items())
-        lines.append(f"* **What attacks leave of NSQ**{where}: {left}; the box attack {share('nsq', 'zbox')}.")
-    box = "; ".join(f"{L[m]} {share(m, 'zbox')}" for m in there)
-    lines.append(f"* **Under the box attack**{where}, which knows the layer: {box}.")
-    lines += _compared(record, there, metric)
+        names = {"pgd": "PGD through the layer", "bpda": "the paper's BPDA", "zbox": "the box attack"}
+        names |= {"bpda_ste": "BPDA with the layer in its forward pass"}
+        left = "; ".join(f"{names[s]} {share('nsq', s)}" for s in ("pgd", "bpda", "bpda_ste", "zbox"))
+        lines.append(f"* **What attacks leave of NSQ**, top-1: {left}.")
+    lines.append(f"* **Under the box attack**, which knows the layer, top-1: {each('zbox')}.")
+    lines += _compared(record, there)
     if "natural" in there:
-        aimed = share("natural", "pgd", "top-1 accuracy"), share("natural", "pgd", "top-1 accuracy", "predicted")
+        aimed = share("natural", "pgd"), share("natural", "pgd", "top-1 accuracy", "predicted")
         printed = printed_value("natural", "pgd", "top-1 accuracy")
         said = f"{aimed[0]} aimed at the label, {aimed[1]} aimed at the prediction (the paper prints {printed:g})"
         lines.append(f"* **Which label?** Natural, top-1, under PGD: {said}.")
     return "\n".join(lines) + f"\n\n{records.caption(record)}"
 
 # %% ../nbs/imagenet.ipynb #baa3fc87
-def _compared(record, there, metric):
+def _compared(record, there):
     "Differences between models under the box attack, in words."
     from nsq_repro.statistics import paired_difference
 
     lines = []
     for other, what in (("noisy", "What the layer adds"), ("fgsm_rs", "Training with an adversary")):
-        a, b = (
-            outcome_bits(record, m, "zbox", metric) for m in (("nsq", other) if other == "noisy" else (other, "nsq"))
-        )
-        if "nsq" not in there or a is None or b is None:
+        pair = ("nsq", other) if other == "noisy" else (other, "nsq")
+        a, b = (outcome_bits(record, m, "zbox") for m in pair)
+        if a is None or b is None:
             continue
         d = paired_difference(a, b)
         sure = "undecided" if d["low"] <= 0 <= d["high"] else "more" if d["value"] > 0 else "less"
-        pair = "NSQ against Noisy, no layer" if other == "noisy" else "FGSM-RS against NSQ"
+        pair = " against ".join(records.LABELS[m] for m in pair)
         ends = f"{100 * d['low']:+.1f} to {100 * d['high']:+.1f}"
         lines.append(f"* **{what}**, under the box attack: {pair} {100 * d['value']:+.1f} points ({ends}: {sure}).")
     return lines

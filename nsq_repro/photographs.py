@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TIMM', 'LITE0', 'AUXILIARY', 'WNIDS', 'SOURCES', 'Input', 'known_network', 'input_of', 'Pretrained', 'register',
            'weights_file', 'renamed_lite0', 'read_weights', 'put_weights', 'Source', 'class_indices', 'listed',
-           'decoded', 'Photographs', 'cache_file', 'photographs', 'Team', 'shared_step', 'fine_tune', 'tuned_key']
+           'decoded', 'Photographs', 'cache_file', 'photographs', 'Team', 'shared_step', 'fine_tune', 'beginning',
+           'tuned_file']
 
 # %% ../nbs/photographs.ipynb #86163902
 import hashlib
@@ -15,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -81,13 +82,14 @@ def input_of(
     "What a network's weights expect."
     known_network(name)
     if name.startswith(TIMM):
-        c = _timm().get_pretrained_cfg(name.removeprefix(TIMM))
+        c: Any = _timm().get_pretrained_cfg(name.removeprefix(TIMM))
         mean, std = (tuple([v / 255] * 3) for v in (127, 128)) if name == LITE0 else (c.mean, c.std)
         size, kind = c.input_size[-1], "bicubic" if c.interpolation == "bicubic" else "bilinear"
         return Input(size, int(size / c.crop_pct), tuple(mean), tuple(std), kind)
     from torchvision.models import get_model_weights
 
-    t = get_model_weights(name).DEFAULT.transforms()
+    published: Any = get_model_weights(name)
+    t = published.DEFAULT.transforms()
     return Input(t.crop_size[0], t.resize_size[0], tuple(t.mean), tuple(t.std), t.interpolation.value)
 
 # %% ../nbs/photographs.ipynb #5dab9bd2
@@ -155,7 +157,8 @@ def _published(name):
         return f"{name.removeprefix(TIMM)}.safetensors", ""
     from torchvision.models import get_model_weights
 
-    url = get_model_weights(name).DEFAULT.url
+    published: Any = get_model_weights(name)
+    url = published.DEFAULT.url
     return url.rsplit("/", 1)[1], url
 
 
@@ -225,6 +228,7 @@ def read_weights(
     path: Path,  # .pth, .pt or .safetensors
 ) -> dict:  # name → tensor
     "Weights from a file, with 1,000 classes. Raises ValueError for a file that holds none."
+    tensors: Any
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -245,8 +249,7 @@ def put_weights(
     where: str = "the file",  # where they are from, for the message
 ) -> None:
     "Load weights into the network. Raises ValueError where they do not fit."
-    F = getattr(model, "features", model)
-    F = F if isinstance(F, Pretrained) else model
+    F: Any = getattr(model, "features", model)
     try:
         F.net.load_state_dict(tensors)
     except RuntimeError as e:
@@ -430,8 +433,9 @@ class Team:
         self,
         device: str = "cpu",  # torch device
     ):
-        self.size, self.rank, self.accelerator, self.wrapped = int(os.environ.get("WORLD_SIZE", 1)), 0, None, None
-        self.device = device
+        self.size, self.rank, self.device = int(os.environ.get("WORLD_SIZE", 1)), 0, device
+        self.accelerator: Any = None
+        self.wrapped: Any = None
         if self.size > 1:
             try:
                 from accelerate import Accelerator
@@ -501,11 +505,9 @@ def fine_tune(
         few = f"{team.size} process{'es' * (team.size > 1)} of chunks of {chunk}"
         allowed = f"choose a multiple of {chunk * team.size}"
         raise ValueError(f"batch_size={spec.batch_size} cannot be shared by {few}; {allowed}")
-    begins = {"begins": "random" if tensors is None else weights_digest(tensors), "chunk": chunk}
     begin = lambda model: None if tensors is None else put_weights(model, tensors)
-    start = Start(begins, begin, shared_step(team, chunk), team.rank == 0)
-    key = tuned_key(spec, data, begins)
-    file = records.run_file(key, "train")
+    start = Start(beginning(tensors, chunk), begin, shared_step(team, chunk), team.rank == 0)
+    file = tuned_file(spec, data, tensors, chunk)
     if refresh and team.rank == 0:
         file.unlink(missing_ok=True)
     team.wait()
@@ -515,10 +517,19 @@ def fine_tune(
     return load_checkpoint(file.with_name("model.safetensors"), team.device)[0], records.load_json(file)
 
 # %% ../nbs/photographs.ipynb #91c269e5
-def tuned_key(
+def beginning(
+    tensors: dict | None,  # weights to begin with
+    chunk: int,  # images of one pass
+) -> dict:  # JSON values
+    "What names a fine-tuning beside its recipe and its images."
+    return {"begins": "random" if tensors is None else weights_digest(tensors), "chunk": chunk}
+
+
+def tuned_file(
     spec: TrainSpec,  # recipe
     data: Dataset,  # training images
-    begins: dict,  # what it began with
-) -> dict:  # JSON values
-    "What names a fine-tuning."
-    return train_key(spec, data.fingerprint) | begins
+    tensors: dict | None,  # weights to begin with
+    chunk: int,  # images of one pass
+) -> Path:  # its record, whether it is there or not
+    "Where a fine-tuning is kept."
+    return records.run_file(train_key(spec, data.fingerprint) | beginning(tensors, chunk), "train")
