@@ -317,8 +317,8 @@ def listed(
     for c, label in class_indices(classes).items():
         files = [f for f in os.listdir(folder / c) if f.lower().endswith((".jpeg", ".jpg", ".png", ".webp"))]
         rank = lambda f, c=c: hashlib.sha256(f"{seed} {c}/{f}".encode(errors="surrogateescape")).digest()
-        order += [(turn, label, folder / c / f) for turn, f in enumerate(sorted(files, key=rank))]
-    return [(label, path) for _, label, path in sorted(order, key=lambda o: o[:2])]
+        order += [(turn, rank(f), label, folder / c / f) for turn, f in enumerate(sorted(files, key=rank))]
+    return [(label, path) for *_, label, path in sorted(order, key=lambda o: o[:2])]
 
 # %% ../nbs/photographs.ipynb #d0ab2afb
 def decoded(
