@@ -888,7 +888,7 @@ def items():
         Item("table1", table=lambda r: (table1_text(r), table1_rows(r)), cell="imagenet.ipynb#printed-beside-measured"),
         Item("imagenet-words", words=imagenet_sentences, of="table1"),
         *(Item(i, draw=plots.quantized_images, cell=f"imagenet.ipynb#fig-imagenet-{w}") for i, w in names.items()),
-        Item("imagenet-levels", table=levels_table, cell="imagenet.ipynb#where-k-8-comes-from"),
+        Item("imagenet-levels", table=levels_table, cell="imagenet.ipynb#where-eight-levels-come-from"),
         Item("imagenet-layer", table=layer_table, cell="imagenet.ipynb#what-the-layer-alone-costs"),
         Item("imagenet-speed", table=speed_table, cell="imagenet.ipynb#what-an-attack-costs"),
     )

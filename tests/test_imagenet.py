@@ -301,9 +301,8 @@ def test_two_processes_train_as_one(tmp_path):
     for n in (1, 2):
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         env |= {"NSQ_HOME": str(tmp_path / str(n)), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        start = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-        start += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        command = (start if n == 2 else [sys.executable]) + [str(tmp_path / "two.py")]
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]  # what accelerate launch uses
+        command = [sys.executable, *(start if n == 2 else ()), str(tmp_path / "two.py")]
         done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         found[n] = [json.loads((tmp_path / f"rank{i}of{n}.json").read_text()) for i in range(n)]
