@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['MODELS', 'GREY', 'COMMON', 'STUDY', 'PRESETS', 'PLAIN', 'LAYERED', 'STUDY_ROWS', 'LAYER_GRID', 'METRICS', 'FIGURES',
            'experiment', 'Parameters', 'Plan', 'plan', 'spec_of', 'image_sets', 'among_first', 'Row', 'attacked_image',
-           'batch_outcomes', 'moved_outcomes', 'cell_outcomes', 'cells_of', 'outcomes_of', 'published', 'networks_of',
-           'study_networks', 'layer_counts', 'attack_seconds', 'run', 'layer_cell', 'speed_cell', 'curves_of',
-           'lacking', 'table_record', 'levels_record', 'small_record', 'figure_records', 'printed_value', 'table1_rows',
-           'table1_text', 'outcome_bits', 'imagenet_sentences', 'levels_rows', 'levels_table', 'layer_table',
-           'speed_table', 'items', 'run_with', 'main']
+           'batch_outcomes', 'moved_outcomes', 'cell_outcomes', 'cells_of', 'outcomes_of', 'published', 'Hands',
+           'model_of', 'Outcomes', 'all_outcomes', 'layer_counts', 'attack_seconds', 'run', 'layer_cell', 'speed_cell',
+           'curves_of', 'lacking', 'table_record', 'levels_record', 'small_record', 'figure_records', 'printed_value',
+           'table1_rows', 'table1_text', 'outcome_bits', 'imagenet_sentences', 'levels_rows', 'levels_table',
+           'layer_table', 'speed_table', 'items', 'run_with', 'main']
 
 # %% ../nbs/imagenet.ipynb #2303340c
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -61,7 +63,7 @@ from nsq_repro.photographs import (
 )
 
 # %% ../nbs/imagenet.ipynb #566362dd
-MODELS = ("natural", "noisy", "nsq", "fgsm_rs")
+MODELS = ("natural", "nsq", "noisy", "fgsm_rs")
 
 
 @dataclass(frozen=True)
@@ -353,18 +355,16 @@ def cells_of(
 # %% ../nbs/imagenet.ipynb #4f14bf9f
 def outcomes_of(
     tasks: dict,  # (model, row) → cells
-    team: Team,  # the processes of the run
-    workers: Workers,  # processes on this machine
-    refresh: bool = False,  # attack again
-    compute: bool = True,  # False: leave out what is not there
+    hands,  # `Hands`: who works
 ) -> tuple[dict, dict]:  # (model, row) → top1, top5, few: (n,) bool; and the records of the cells
     "All outcomes; those of `moved_outcomes` completed."
-    if not compute:
+    if not hands.compute:
         there = lambda c: records.run_file(c.content, c.kind).exists()
         tasks = {t: cells for t, cells in tasks.items() if all(map(there, cells))}
     for t, cells in tasks.items():
-        workers.run(cells[team.rank :: team.size], f"{t[0]} {t[1].setting} {t[1].aim}", refresh)
-    team.wait()
+        mine = cells[hands.team.rank :: hands.team.size]
+        hands.workers.run(mine, f"{t[0]} {t[1].setting} {t[1].aim}", hands.refresh)
+    hands.team.wait()
     found, runs = {}, {}
     for t, cells in tasks.items():
         runs[t] = [c.run() for c in cells]
@@ -387,49 +387,71 @@ def published(
     return read_weights(weights_file(p.network, p.weights, data_root, download))
 
 # %% ../nbs/imagenet.ipynb #097e461c
-def networks_of(
+class Hands(NamedTuple):
+    "Who works, and on what terms."
+    team: Team  # the processes of the run
+    workers: Workers  # processes on this machine, for attacks
+    refresh: bool = False  # train and attack again
+    compute: bool = True  # False: leave out what is not there
+
+# %% ../nbs/imagenet.ipynb #873b7c2c
+def model_of(
     p: Plan,  # the experiment
+    model: str,  # of MODELS
     fit: Dataset,  # training images
     tensors: dict | None,  # of `published`
-    team: Team,  # the processes of the run
-    refresh: bool = False,  # train again
-    compute: bool = True,  # False: leave out what is not there
-) -> tuple[
-    dict, dict, dict
-]:  # networks, names for `network_name`, training records; 'natural' is always there, untrained
-    "The models, in eval mode."
-    natural = build(p.network, seed=p.seed)
-    if tensors is not None:
-        put_weights(natural, tensors)
-    nets, trained = {"natural": natural.to(team.device).eval()}, {}
-    keys = {"natural": {"model": "natural", "published": p.network, "seed": p.seed}}
-    for m in p.models:
-        spec = spec_of(p, m)
-        if m != "natural" and (compute or tuned_file(spec, fit, tensors, p.chunk).exists()):
-            nets[m], trained[m] = fine_tune(spec, fit, tensors, p.chunk, team, refresh, save_every=60)
-            keys[m] = {"model": m, "training": trained[m]["hash"]}
-    return nets, keys, trained
+    hands: Hands,  # who works
+    **change,  # of the recipe: K, alpha, noise, iterations
+) -> tuple[nn.Module, dict, dict] | None:  # network in eval mode, its name, record of its training; None: not there
+    "A model of the table, or of the study. Natural is the published network, untrained, and has no record."
+    if model == "natural":
+        net = build(p.network, seed=p.seed)
+        if tensors is not None:
+            put_weights(net, tensors)
+        net = net.to(hands.team.device).eval()
+        return net, network_name(net, {"model": "natural", "published": p.network, "seed": p.seed}), {}
+    spec = spec_of(p, model, **change)
+    if not hands.compute and not tuned_file(spec, fit, tensors, p.chunk).exists():
+        return None
+    net, record = fine_tune(spec, fit, tensors, p.chunk, hands.team, hands.refresh, save_every=60)
+    return net, network_name(net, {"model": model, "training": record["hash"]}), record
 
 # %% ../nbs/imagenet.ipynb #a400da46
 STUDY_ROWS = (Row("clean"), Row("bpda"), Row("bpda_ste"))
 
 
-def study_networks(
-    p: Plan,  # study, study_iterations
-    fit: Dataset,  # training images
+class Outcomes(NamedTuple):
+    "What is known of the models of a table."
+    nets: dict  # networks by name
+    names: dict  # what names them
+    trained: dict  # records of their training
+    found: dict  # (name, row) → outcomes
+    runs: dict  # (name, row) → records of cells
+
+# %% ../nbs/imagenet.ipynb #cb25722e
+def all_outcomes(
+    p: Plan,  # the experiment
+    wanted: dict,  # name → (model, changes of its recipe)
+    rows: Callable,  # name, network → rows
+    n: int,  # attack the first n images
+    sets: tuple,  # training and test images
     tensors: dict | None,  # of `published`
-    team: Team,  # the processes of the run
-    refresh: bool = False,  # train again
-    compute: bool = True,  # False: leave out what is not there
-) -> tuple[dict, dict]:  # (K, α, noise) → network; → training record
-    "NSQ with other layers and other noise, one budget for all."
-    nets, trained = {}, {}
-    for s in p.study:
-        spec = spec_of(p, "nsq", **dict(zip(("K", "alpha", "noise"), s)), iterations=p.study_iterations)
-        if not compute and not tuned_file(spec, fit, tensors, p.chunk).exists():
+    hands: Hands,  # who works
+) -> Outcomes:
+    "One model after the other: fine-tuned, then attacked."
+    known = Outcomes({}, {}, {}, {}, {})
+    for name, (model, change) in wanted.items():
+        made = model_of(p, model, sets[0], tensors, hands, **change)
+        if made is None:
             continue
-        nets[s], trained[s] = fine_tune(spec, fit, tensors, p.chunk, team, refresh, save_every=60)
-    return nets, trained
+        known.nets[name], known.names[name], record = made
+        known.trained.update({name: record} if record else {})
+        net, key = made[:2]
+        tasks = {(name, r): cells_of(net, key, sets[1], n, r, p) for r in rows(name, net)}
+        found, runs = outcomes_of(tasks, hands)
+        known.found.update(found)
+        known.runs.update(runs)
+    return known
 
 # %% ../nbs/imagenet.ipynb #c5dc54a1
 LAYER_GRID = [(K, a) for K in (2, 4, 8, 16) for a in (1.0, 10_000.0, 1_000_000.0)]
@@ -487,28 +509,25 @@ def run(
     tensors, team = published(p, q.data_root, q.download), Team(p.device)
     p = replace(p, device=team.device)
     fit, test, sample = image_sets(p, q.data_root)
-    again = q.refresh, q.compute
-    nets, keys, trained = networks_of(p, fit, tensors, team, *again)
-    others, studied = study_networks(p, fit, tensors, team, *again)
-    names, models = {m: network_name(net, keys[m]) for m, net in nets.items()}, [m for m in p.models if m in nets]
-    rows = {m: LAYERED if layer_of(nets[m]) else PLAIN for m in models}
-    tasks = {(m, r): cells_of(nets[m], names[m], test, len(test), r, p) for m in models for r in rows[m]}
+    wanted = {m: (m, {}) for m in dict.fromkeys(("natural", *p.models))}
+    study = {s: ("nsq", dict(zip(("K", "alpha", "noise"), s), iterations=p.study_iterations)) for s in p.study}
+    rows = lambda m, net: PLAIN[:1] if m not in p.models else LAYERED if layer_of(net) else PLAIN
     n = min(p.n_study, len(test))
-    short = {s: network_name(net, {"training": studied[s]["hash"]}) for s, net in others.items()}
-    more = {(s, r): cells_of(net, short[s], test, n, r, p) for s, net in others.items() for r in STUDY_ROWS}
     with Workers(q.workers, p.device, team.rank == 0) as workers:
-        found, runs = outcomes_of(tasks, team, workers, *again)
-        levels, level_runs = outcomes_of(more, team, workers, *again)
+        hands = Hands(team, workers, q.refresh, q.compute)
+        table = all_outcomes(p, wanted, rows, len(test), (fit, test), tensors, hands)
+        levels = all_outcomes(p, study, lambda s, net: STUDY_ROWS, n, (fit, test), tensors, hands)
     if team.rank:
         return {}
-    small = {"imagenet-layer": layer_cell(nets, names, sample, p), "imagenet-speed": speed_cell(nets, names, test, p)}
+    small = {"imagenet-layer": layer_cell(table.nets, table.names, sample, p)}
+    small["imagenet-speed"] = speed_cell(table.nets, table.names, test, p)
     there = lambda c: q.compute or records.run_file(c.content, c.kind).exists()
     head, of = {"scale": p.scale, "seed": p.seed}, {"imagenet-layer": sample, "imagenet-speed": test}
     done = {item: small_record(head, of[item], c.run(q.refresh)) for item, c in small.items() if there(c)}
-    if any(row.setting != "clean" for _, row in found):
-        done["table1"] = table_record(head, p, test, found, runs, trained)
-    if any(row.setting != "clean" for _, row in levels):
-        done["imagenet-levels"] = levels_record(head, p, test.subset(n), levels, level_runs, studied)
+    if any(row.setting != "clean" for _, row in table.found):
+        done["table1"] = table_record(head, p, test, table)
+    if any(row.setting != "clean" for _, row in levels.found):
+        done["imagenet-levels"] = levels_record(head, p, test.subset(n), levels)
     return done | figure_records(head, p, q.data_root)
 
 # %% ../nbs/imagenet.ipynb #09b971c8
@@ -574,8 +593,9 @@ def lacking(
     return found
 
 # %% ../nbs/imagenet.ipynb #548c4920
-def table_record(head: dict, p: Plan, test: Dataset, found: dict, runs: dict, trained: dict) -> dict:
+def table_record(head: dict, p: Plan, test: Dataset, known: Outcomes) -> dict:
     "What Table 1 is made from."
+    runs, trained = known.runs, known.trained
     few = 1 < len(getattr(test, "wnids", ())) < 1000
     told = (
         "hash",
@@ -599,7 +619,7 @@ def table_record(head: dict, p: Plan, test: Dataset, found: dict, runs: dict, tr
         "network": p.network,
         "size": int(test.x.shape[-1]),
         "lacks": lacking(p, test),
-        "series": curves_of(found, p.eps, few),
+        "series": curves_of(known.found, p.eps, few),
         "training": {m: {k: r[k] for k in told} for m, r in trained.items()},
         "runs": [
             *(made_from("training", m, [r]) for m, r in trained.items()),
@@ -608,11 +628,12 @@ def table_record(head: dict, p: Plan, test: Dataset, found: dict, runs: dict, tr
     }
 
 # %% ../nbs/imagenet.ipynb #6affc703
-def levels_record(head: dict, p: Plan, test: Dataset, found: dict, runs: dict, trained: dict) -> dict:
+def levels_record(head: dict, p: Plan, test: Dataset, known: Outcomes) -> dict:
     "What the table of layers is made from."
+    runs, trained = known.runs, known.trained
     curves, few = [], 1 < len({int(v) for v in test.y}) < 1000 and p.data != "photos"
     for s in trained:
-        own = {("nsq", r): ok for (t, r), ok in found.items() if t == s}
+        own = {("nsq", r): ok for (t, r), ok in known.found.items() if t == s}
         curves += [{**c, "noise": s[2]} for c in curves_of(own, p.eps, few, K=s[0], alpha=s[1])]
     every = [r for some in runs.values() for r in some]
     made = max((r["provenance"] for r in [*every, *trained.values()]), key=lambda v: v["finished"])

@@ -256,7 +256,7 @@ def test_shared_evaluation_is_the_evaluation(tmp_path, monkeypatch):
             mine = {t: cells[rank::size] for t, cells in tasks.items()}
             for t in tasks:
                 Workers(1, progress=False).run(mine[t])
-        found[size], runs = imagenet.outcomes_of(tasks, team, Workers(1, progress=False))
+        found[size], runs = imagenet.outcomes_of(tasks, imagenet.Hands(team, Workers(1, progress=False)))
     for t in tasks:
         assert sum(r["n"] for r in runs[t]) == 230
         for k in ("top1", "top5", "few"):
