@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -180,6 +181,8 @@ def plan(
     given = {k: v for k in preset if (v := getattr(q, k, None)) is not None}
     p = Plan(scale, variant_name("imagenet", given, preset, q.seed), device, q.seed, **{**preset, **given})
     register(p.network)
+    if p.weights not in (None, "random") and not Path(p.weights).expanduser().is_file():
+        raise ValueError(f"weights={p.weights} is not possible here; allowed: random, or a file that is there")
     if p.batch_size % p.chunk:
         raise ValueError(f"chunk={p.chunk} is not possible here; allowed: a divisor of batch_size={p.batch_size}")
     for m in p.models:
