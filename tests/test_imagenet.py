@@ -285,7 +285,7 @@ from nsq_repro.photographs import Team, fine_tune, register
 from nsq_repro.training import recipe
 from nsq_repro.networks import weights_digest
 team = Team("cpu")
-how = dict(network=register("squeezenet1_1"), iterations=4, batch_size=8, lr=1e-3)
+how = dict(network=register("squeezenet1_1"), iterations=4, batch_size=8, optimizer="sgd", lr=0.01)
 spec = recipe("nsq", K=8, alpha=1e4, noise=8 / 255, **how)
 net, r = fine_tune(spec, load("photos", "train").subset(32), None, 2, team, progress=False)
 told = {"rank": team.rank, "losses": r["losses"], "weights": weights_digest(net.state_dict())}
