@@ -63,6 +63,7 @@ class Dataset:
     split: str  # 'train' or 'test'
     classes: tuple[str, ...]  # class names, in the order of the labels
     fingerprint: str = field(init=False)  # 16 hexadecimal digits, from the contents
+    resident = True  # whether training may keep all images on its device
 
     def __post_init__(self):
         _check_fit(self.x, self.y, self.classes)

@@ -6,7 +6,7 @@
 __all__ = ['LAYER', 'ADVERSARY', 'RECIPES', 'NOISE', 'NOTHING_DONE', 'ROUNDED', 'TrainSpec', 'Recipe', 'recipe', 'add_noise',
            'crafting', 'perturb', 'perturb_behind', 'growth', 'learning_rate', 'make_optimizer', 'chain_rule',
            'input_gradient_l1', 'l1_loss', 'stability_loss', 'interval_loss', 'training_loss', 'training_step',
-           'rounding_effect', 'bytes_written', 'train_key', 'train', 'interrupts_noted', 'time_per_iteration',
+           'rounding_effect', 'bytes_written', 'train_key', 'Start', 'train', 'interrupts_noted', 'time_per_iteration',
            'training_cost']
 
 # %% ../nbs/training.ipynb #7f8811ed
@@ -507,6 +507,14 @@ def train_key(
     "What names a training run: its spec and its data."
     return {**records.spec_dict(spec), "model": spec.model, "data": fingerprint}
 
+# %% ../nbs/training.ipynb #d4e6d4c3
+class Start(NamedTuple):
+    "How a run begins and steps where that is not the usual way."
+    name: dict  # JSON values that name it, beside spec and images
+    begin: Callable  # network → nothing: puts the initial weights in place
+    step: Callable  # see `training_step`
+    leads: bool = True  # False: another process of the same run keeps its files
+
 # %% ../nbs/training.ipynb #5bb6bcd3
 def train(
     spec: TrainSpec,  # what to train
@@ -516,6 +524,7 @@ def train(
     progress: bool = True,  # show a bar with images/s
     save_every: float = 30.0,  # seconds between two savings of the state
     held_out=None,  # `Dataset`: a new training records what rounding changes there, see `rounding_effect`
+    start=None,  # `Start`: other initial weights and steps
 ) -> tuple[nn.Module, dict]:  # network in eval mode, and the record of its training
     """Train and round the weights, or load what was trained before.
     Raises ValueError for wrong arguments, and when the loss is no longer finite."""
@@ -523,25 +532,37 @@ def train(
     records.check_kind("data", data, Dataset, "load(…)")
     records.check_device(device)
 
+    key = train_key(spec, data.fingerprint) | (start.name if start else {})
+
     def compute(folder):
         records.check_space(folder, bytes_written(spec))
-        state = folder / "state.safetensors"
-        model = build(spec.network, spec.K, spec.alpha, spec.seed, spec.shift).to(device).train()
-        optimizer = make_optimizer(model, spec)
-        check_inputs(model, data.floats(slice(2), device), data.y[:2].to(device), 0)
-        done = _load_state(state, model, optimizer) or dict(NOTHING_DONE)
-        save = lambda d: _save_state(state, model, optimizer, d)
-        done = _loop(model, optimizer, spec, data, device, done, progress, save, save_every)
+        model, done = _trained(spec, data, device, folder, progress, save_every, start)
         effect = {} if held_out is None else {"rounding": rounding_effect(model.eval(), held_out)}
         described = {"spec": records.spec_dict(spec, defaults=True)}
         save_checkpoint(folder / "model.safetensors", round_weights(model.eval()), described)
-        state.unlink(missing_ok=True)
-        return _values(spec, data, model, done, device) | effect
+        (folder / "state.safetensors").unlink(missing_ok=True)
+        return _values(spec, data, model, done, device) | effect | (start.name if start else {})
 
-    key = train_key(spec, data.fingerprint)
+    if start and not start.leads:
+        return _trained(spec, data, device, records.run_dir(key, "train"), False, math.inf, start)[0].eval(), {}
     record = records.cached(key, "train", compute, refresh, needs=("model.safetensors",))
     model, _ = load_checkpoint(records.run_file(key, "train", "model.safetensors"), device)
     return model.eval(), record
+
+# %% ../nbs/training.ipynb #76fadf16
+def _trained(spec, data, device, folder, progress, save_every, start):
+    "The network after its last iteration, and its progress."
+    state, leads = folder / "state.safetensors", start is None or start.leads
+    model = build(spec.network, spec.K, spec.alpha, spec.seed, spec.shift)
+    if start:
+        start.begin(model)
+    model = model.to(device).train()
+    optimizer = make_optimizer(model, spec)
+    check_inputs(model, data.floats(slice(2), device), data.y[:2].to(device), 0)
+    done = _load_state(state, model, optimizer) or dict(NOTHING_DONE)
+    save = lambda d: _save_state(state, model, optimizer, d) if leads else None
+    step = start.step if start else training_step
+    return model, _loop(model, optimizer, spec, data, device, done, progress, save, save_every, step)
 
 # %% ../nbs/training.ipynb #2b9a71b5
 class _Clock:
@@ -588,9 +609,10 @@ def interrupts_noted():
 NOTHING_DONE = {"iteration": 0, "seconds": 0.0, "cpu_seconds": 0.0, "losses": []}
 
 
-def _loop(model, optimizer, spec, data, device, done, progress, save, save_every):
+def _loop(model, optimizer, spec, data, device, done, progress, save, save_every, step):
     "Iterations from `done['iteration']` to the end; returns the final progress."
-    x_all, y_all, order = data.x.to(device), data.y.to(device), _Order(len(data.y), spec.batch_size, spec.seed)
+    x_all = data.x.to(device) if data.resident else data.x
+    y_all, order = data.y.to(device), _Order(len(data.y), spec.batch_size, spec.seed)
     every, running = max(1, spec.iterations // 50), torch.tensor(done.get("running", 0.0), device=device)
     n, losses, clock, saved = spec.batch_size, list(done["losses"]), _Clock(done), time.time()
     how: dict[str, Any] = dict(unit="img", unit_scale=True, mininterval=1)
@@ -601,8 +623,8 @@ def _loop(model, optimizer, spec, data, device, done, progress, save, save_every
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(spec, t)
             i, generator = order(t).to(device), _seeded(device, spec.seed, 2, t)
-            x, y = x_all[i].float() / 255, y_all[i]
-            running += training_step(model, optimizer, x, y, spec, generator, growth(spec, t))
+            x, y = x_all[i.to(x_all.device)].to(device).float() / 255, y_all[i]
+            running += step(model, optimizer, x, y, spec, generator, growth(spec, t))
             bar.update(n)
             if (t + 1) % every == 0 or t + 1 == spec.iterations:
                 losses.append([t + 1, _finite(running.item() / ((t % every) + 1), spec, t)])
