@@ -65,10 +65,9 @@ def find_network(
     else:
         kept = ((f, read_kept(f)) for f in sorted(weights_dir(scale).glob("*.json")))
         found = ((f, r) for f, r in kept if r["training"]["hash"] == row["train_hash"])
-        file, trained = next(found, (None, None))
-        if file is None:
+        if (pair := next(found, None)) is None:
             return None
-        path = file.with_suffix(".safetensors")
+        path, trained = pair[0].with_suffix(".safetensors"), pair[1]
     if row.get("weights") is None and made not in (None, trained["provenance"]):
         return None
     model, _ = load_checkpoint(path)
