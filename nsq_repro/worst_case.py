@@ -135,7 +135,7 @@ def worst_case(
     eps: tuple = (0.0, 0.1, 0.2, 0.3),  # l∞ radii in [0, 1], increasing
     losses: tuple = ("ce", "cw"),  # of 'ce', 'cw', 'dlr'
     steps: int = 100,  # of each full search
-    targets: int = 2,  # wrong classes that survivors are driven to, half the steps each; 0: none
+    targets: int = 4,  # wrong classes that survivors are driven to, half the steps each; 0: none
     seed: int = 0,  # of the starts
     index: Tensor | None = None,  # (N,) int64 place of each image in its data set, which its starts depend on
     precision: str = "auto",  # of the search: 'fp32', 'bf16', or 'auto': see `search_precision`

@@ -10,7 +10,7 @@ from nsq_repro.suite import InBfloat16
 from nsq_repro.worst_case import plain_worst_case, standard_verdict, worst_case
 
 RADII = (0.0, 0.003, 0.01, 0.02, 0.05)
-HOW = dict(steps=20, step_size=0.004)
+HOW = dict(steps=15, step_size=0.004)
 
 
 def network(seed, layer):
@@ -22,6 +22,8 @@ def network(seed, layer):
         torch.manual_seed(seed)
         first = (torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten())
         F = torch.nn.Sequential(*first, torch.nn.Linear(288, 16), torch.nn.ReLU(), torch.nn.Linear(16, 5)).eval()
+        with torch.no_grad():  # no class may win everywhere
+            F[5].bias -= F(torch.rand(200, 1, 6, 6)).mean(0)
     return F if layer is None else SoftQuantNet(F, SoftQuantize(*layer)).eval()
 
 
@@ -33,7 +35,7 @@ def images(net, n=40, seed=0):
     return x, y
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("layer", [None, (1, 1000.0), (2, 20.0)], ids=["plain", "sharp", "smooth"])
 def test_never_above_the_plain_loop(seed, layer):
     net = network(seed, layer)
@@ -41,7 +43,7 @@ def test_never_above_the_plain_loop(seed, layer):
     plain = plain_worst_case(net, x, y, RADII, settings=None, **HOW)
     assert any(0 < k < 38 for k in plain.sum(1).tolist())  # the attack decides something
     for precision in ("fp32", "bf16"):
-        found = worst_case(net, x, y, RADII, steps=20, precision=precision)
+        found = worst_case(net, x, y, RADII, steps=15, precision=precision)
         assert (found.correct.sum(1) <= plain.sum(1)).all(), precision
         assert not found.correct[:, :2].any()
 
