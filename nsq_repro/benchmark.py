@@ -28,7 +28,16 @@ from .cells import Cell, made_from
 from .certificates import certify
 from .data import Dataset
 from .exact import judged
-from .experiments import Experiment, Protocol, choose_device, choose_scale, datasets, parameter, read, variant_name
+from nsq_repro.experiments import (
+    Experiment,
+    Protocol,
+    choose_device,
+    choose_scale,
+    datasets,
+    parameter,
+    read,
+    variant_name,
+)
 from .networks import NETWORKS, build
 from .reliability import cpu_flags
 from .suite import fast_copy
@@ -43,6 +52,7 @@ PARTS = ("step", "pgd", "curve", "standard", "certificates", "training", "layer"
 @dataclass(frozen=True)
 class Parameters(experiments.Parameters):
     "Parameters of this notebook."
+
     compute: bool = parameter(True, "false: measure nothing, gather what is there")
     parts: tuple[str, ...] | None = parameter(None, "which workloads", PARTS)
     rounds: int | None = parameter(None, "turns that each way gets", least=1)
@@ -53,16 +63,48 @@ class Parameters(experiments.Parameters):
 COMMON = dict(parts=PARTS, rounds=5, at=0.2, losses=("ce", "cw"))
 PRESETS: dict = {
     "smoke": dict(
-        COMMON, n=10, n_curve=10, steps=5, step_size=0.05, models=("natural", "nsq"), eps=(0.0, 0.1, 0.2, 0.3),
-        n_standard=4, standard=dict(steps=3, queries=10), n_proof=2, sizes=(2, 5, 10), turns=1, big="cifar_tiny",
+        COMMON,
+        n=10,
+        n_curve=10,
+        steps=5,
+        step_size=0.05,
+        models=("natural", "nsq"),
+        eps=(0.0, 0.1, 0.2, 0.3),
+        n_standard=4,
+        standard=dict(steps=3, queries=10),
+        n_proof=2,
+        sizes=(2, 5, 10),
+        turns=1,
+        big="cifar_tiny",
     ),
     "cpu": dict(
-        COMMON, n=50, n_curve=30, steps=40, step_size=0.01, models=("natural", "pgd", "nsq"), eps=mnist.RADII,
-        n_standard=10, standard=dict(steps=20, queries=1000), n_proof=5, sizes=(10, 50, 200), turns=3, big="inception_v3",
+        COMMON,
+        n=50,
+        n_curve=30,
+        steps=40,
+        step_size=0.01,
+        models=("natural", "pgd", "nsq"),
+        eps=mnist.RADII,
+        n_standard=10,
+        standard=dict(steps=20, queries=1000),
+        n_proof=5,
+        sizes=(10, 50, 200),
+        turns=3,
+        big="inception_v3",
     ),
     "paper": dict(
-        COMMON, n=1000, n_curve=1000, steps=100, step_size=0.01, models=("natural", "pgd", "nsq"), eps=mnist.RADII,
-        n_standard=200, standard=dict(steps=100, queries=5000), n_proof=50, sizes=(100, 500, 2000), turns=20,
+        COMMON,
+        n=1000,
+        n_curve=1000,
+        steps=100,
+        step_size=0.01,
+        models=("natural", "pgd", "nsq"),
+        eps=mnist.RADII,
+        n_standard=200,
+        standard=dict(steps=100, queries=5000),
+        n_proof=50,
+        sizes=(100, 500, 2000),
+        turns=20,
         big="inception_v3",
     ),
 }
@@ -71,6 +113,7 @@ PRESETS: dict = {
 @dataclass(frozen=True)
 class Plan:
     "The benchmark, fully decided."
+
     scale: str  # 'smoke', 'cpu' or 'paper'
     variant: str | None  # None: the preset as it is
     device: str  # torch device
@@ -176,7 +219,9 @@ def _art(net, x, y, eps, steps, step_size, loss):
     classes = 2 if loss == "cw" else net(x[:1]).shape[1]
     if loss == "cw":
         net, y = _Leaders(net, y), torch.zeros_like(y)
-    seen = PyTorchClassifier(net, nn.CrossEntropyLoss(), tuple(x.shape[1:]), classes, clip_values=(0, 1), device_type="cpu")
+    seen = PyTorchClassifier(
+        net, nn.CrossEntropyLoss(), tuple(x.shape[1:]), classes, clip_values=(0, 1), device_type="cpu"
+    )
     how = dict(norm="inf", eps=eps, eps_step=step_size, max_iter=steps, batch_size=len(x), verbose=False)
     found = ProjectedGradientDescentPyTorch(seen, **how).generate(x.numpy(), nn.functional.one_hot(y, classes).numpy())
     return torch.from_numpy(found)
@@ -199,6 +244,7 @@ def versions() -> dict:  # name → version; None where it is not installed
 # %% ../nbs/benchmark.ipynb #be03155a
 class Bench(NamedTuple):
     "What the workloads work on."
+
     nets: dict  # networks by name, in eval mode, frozen
     data: Dataset  # test images
     fit: Dataset  # training images
@@ -256,11 +302,14 @@ def plain(
     (x, y), rows, p = b.images(b.p.n), [], b.p
     for name, net in b.nets.items():
         for loss in p.losses:
-            ours = lambda skip, net=net, loss=loss: pgd(
-                net, x, y, p.at, p.steps, p.step_size, loss, random_start=False, skip_cycles=skip
-            ).x_last
+            ours = lambda skip, net=net, loss=loss: (
+                pgd(net, x, y, p.at, p.steps, p.step_size, loss, random_start=False, skip_cycles=skip).x_last
+            )
             ways = {"here": lambda f=ours: f(None), "every step": lambda f=ours: f(False)}
-            ways |= {k: lambda f=f, net=net, loss=loss: f(net, x, y, p.at, p.steps, p.step_size, loss) for k, f in peers().items()}
+            ways |= {
+                k: lambda f=f, net=net, loss=loss: f(net, x, y, p.at, p.steps, p.step_size, loss)
+                for k, f in peers().items()
+            }
             row = in_turns(ways, p.rounds, same_images)
             rows.append({"workload": "pgd", "model": name, "loss": loss, "n": p.n, **row})
     return rows
@@ -356,7 +405,9 @@ def certificates(
     (x, y), rows, p = b.images(b.p.n_proof), [], b.p
     for name, net in b.nets.items():
         if layer_of(net) is not None:
-            ways = {k: lambda net=net, n=n: certify(net, x, y, p.eps[1], boxes=n) for k, n in (("crown", 0), ("5 boxes", 5))}
+            ways = {
+                k: lambda net=net, n=n: certify(net, x, y, p.eps[1], boxes=n) for k, n in (("crown", 0), ("5 boxes", 5))
+            }
             row = in_turns(ways, p.rounds, lambda r: {k: int(v.robust.sum()) for k, v in r.items()})
             rows.append({"workload": "certificates", "model": name, "n": p.n_proof, "eps": p.eps[1], **row})
     return rows
@@ -368,7 +419,9 @@ def training(
     "A training step of each recipe."
     specs = {t.model: t for t in b.protocol.train}
     times = time_per_iteration(specs, b.fit, b.p.device, b.p.rounds, b.p.turns)
-    return [{"workload": "training", "model": "all", "n": specs[b.p.models[0]].batch_size, "seconds": times, "found": None}]
+    return [
+        {"workload": "training", "model": "all", "n": specs[b.p.models[0]].batch_size, "seconds": times, "found": None}
+    ]
 
 # %% ../nbs/benchmark.ipynb #be04888e
 def saved_tensors(
@@ -390,7 +443,10 @@ def layer(
     for name, net in b.nets.items():
         if (S := layer_of(net)) is not None:
             parts = {"S": S, "F": net.features, "F(S)": net}
-            ways = {k: lambda f=f: torch.autograd.grad(f(v := x.clone().requires_grad_()).sum(), v) for k, f in parts.items()}
+            ways = {
+                k: lambda f=f: torch.autograd.grad(f(v := x.clone().requires_grad_()).sum(), v)
+                for k, f in parts.items()
+            }
             row = in_turns(ways, b.p.rounds)
             rows.append({"workload": "layer", "model": name, "n": b.p.n, "saved": saved_tensors(S, x), **row})
     return rows
@@ -460,7 +516,9 @@ def networks(
             net, keys[spec.model] = load_model(name, protocol.scale), {"kept": name}
         else:
             how = f"nsq-repro run mnist --scale {protocol.scale}"
-            raise FileNotFoundError(f"the network {name} is neither under runs/ nor beside the figures; {how} trains it")
+            raise FileNotFoundError(
+                f"the network {name} is neither under runs/ nor beside the figures; {how} trains it"
+            )
         nets[spec.model] = net.eval().requires_grad_(False).to(protocol.device)
     return nets, keys
 
@@ -506,7 +564,13 @@ def benchmark_record(
     head = {"scale": p.scale, "seed": p.seed, "data": data.describe(), "provenance": last}
     asked = {k: getattr(p, k) for k in ("rounds", "steps", "step_size", "eps", "at", "losses", "standard")}
     rows = [row for r in done for row in r["rows"]]
-    return {**head, "asked": asked, "machine": where, "rows": rows, "runs": [made_from(r["content"]["workload"], "all", [r]) for r in done]}
+    return {
+        **head,
+        "asked": asked,
+        "machine": where,
+        "rows": rows,
+        "runs": [made_from(r["content"]["workload"], "all", [r]) for r in done],
+    }
 
 # %% ../nbs/benchmark.ipynb #be058006
 QUESTION = "what does an honest evaluation cost, here and in the libraries everyone uses?"
@@ -533,7 +597,9 @@ def comparisons(
             aim, found = AIMS[r["workload"]][0], ratio(r, "here", peer)
             time_of = {"seconds": median(r["seconds"]["here"]), "best": median(r["seconds"][peer])}
             what = {k: r.get(k) for k in ("workload", "model", "loss", "n")} | {"what": AIMS[r["workload"]][1]}
-            rows.append({**what, **time_of, "peer": peer, **found, "aim": aim, "met": found["ratio"] >= aim, "fair": _fair(r)})
+            rows.append(
+                {**what, **time_of, "peer": peer, **found, "aim": aim, "met": found["ratio"] >= aim, "fair": _fair(r)}
+            )
     return rows
 
 
@@ -555,14 +621,31 @@ def benchmark_table(
         spread = f"{r['ratio']:.2f} ({r['low']:.2f}–{r['high']:.2f})"
         times = {"here": f"{r['seconds']:.3g}", "best": f"{r['best']:.3g}", "peer": r["peer"]}
         verdict = ("yes" if r["met"] else "no") + ("" if r["fair"] else "; leaves more images")
-        rows.append({"what": what, "model": records.LABELS[r["model"]], "n": r["n"], **times, "ratio": spread, "aim": f"≥ {r['aim']:g}", "met": verdict})
-    columns = {"what": "workload", "model": "model", "n": "images", "here": "here, s", "best": "best library, s", "peer": "which"}
+        rows.append(
+            {
+                "what": what,
+                "model": records.LABELS[r["model"]],
+                "n": r["n"],
+                **times,
+                "ratio": spread,
+                "aim": f"≥ {r['aim']:g}",
+                "met": verdict,
+            }
+        )
+    columns = {
+        "what": "workload",
+        "model": "model",
+        "n": "images",
+        "here": "here, s",
+        "best": "best library, s",
+        "peer": "which",
+    }
     columns |= {"ratio": "times as fast (least–most)", "aim": "aim", "met": "met"}
     there = record["machine"]
-    missing = [k for k, v in there["peers"].items() if v is None]
-    below = f"Medians of {record['asked']['rounds']} rounds in turns. {there['device']}; {', '.join(there['flags']) or 'flags not known'}; "
-    below += ", ".join(f"{k} {v}" for k, v in there["peers"].items() if v) + (f"; not installed: {', '.join(missing)}" if missing else "")
-    return f"{records.table_markdown(rows, columns)}\n\n{below}. {records.caption(record)}"
+    libraries = ", ".join(f"{k} {v or 'not installed'}" for k, v in there["peers"].items())
+    told = f"{there['device']}; {', '.join(there['flags']) or 'flags not known'}; {libraries}"
+    below = f"Medians of {record['asked']['rounds']} rounds in turns. {told}. {records.caption(record)}"
+    return f"{records.table_markdown(rows, columns)}\n\n{below}"
 
 # %% ../nbs/benchmark.ipynb #be06588f
 def _of(record, workload, **fields):
@@ -579,17 +662,17 @@ def story(
         down, now = (median(r["seconds"][k]) for k in ("float32", "here"))
         begin = f"the loop over {peer} {median(r['seconds'][peer]):.3g} s, " if peer else ""
         said.append(
-            f"{models[r['model']]}, a curve of {len(r['eps'])} radii: {begin}the plain loop here {r['plain_seconds']:.3g} s, from the largest "
-            f"radius down {down:.3g} s, with the search in {r['precision']} {now:.3g} s. Images that the plain loop breaks and this does not, "
-            f"at any radius: {r['missed']} of {r['n']}."
+            f"{models[r['model']]}, a curve of {len(r['eps'])} radii: {begin}the plain loop here "
+            f"{r['plain_seconds']:.3g} s, from the largest radius down {down:.3g} s, the search in "
+            f"{r['precision']} {now:.3g} s. Images that only the plain loop breaks at some radius: {r['missed']} of {r['n']}."
         )
     for r in _of(record, "step"):
         gains = {k: ratio(r, k, "float32")["ratio"] for k in r["seconds"] if k != "float32"}
         pays = [f"{k} {v:.2f}" for k, v in gains.items() if v >= 1.1]
         not_ = [f"{k} {v:.2f}" for k, v in gains.items() if v < 1.1]
         top = ", ".join(f"{k.removeprefix('aten::')} {100 * v:.0f} %" for k, v in r["profile"]["float32"][:3])
-        line = f"One gradient of {models[r['model']]}: {top} of the time. Times as fast as float32: {', '.join(pays) or 'nothing'}"
-        said.append(line + (f"; did not pay: {', '.join(not_)}." if not_ else "."))
+        line = f"One gradient of {models[r['model']]}: {top} of the time. Times as fast as float32: "
+        said.append(line + (", ".join(pays) or "nothing") + (f"; did not pay: {', '.join(not_)}." if not_ else "."))
     return "\n".join(f"* {s}" for s in said)
 
 # %% ../nbs/benchmark.ipynb #be06777e
@@ -605,7 +688,8 @@ def benchmark_words(
             met, fair = all(r["met"] for r in rows), all(r["fair"] for r in rows)
             verdict = "met" if met and fair else "missed"
             more = "" if fair else ", and on some network more images are left than the reference leaves"
-            said.append(f"{what[0].upper()}{what[1:]}: {least:.2f} to {most:.2f} times as fast as the best library; the aim of {aim:g} is {verdict}{more}.")
+            fast = f"{least:.2f} to {most:.2f} times as fast as the best library"
+            said.append(f"{what[0].upper()}{what[1:]}: {fast}; the aim of {aim:g} is {verdict}{more}.")
     said += _layer_words(record) + _growth_words(record)
     return " ".join(said)
 
@@ -618,7 +702,8 @@ def _layer_words(record):
                 own = median(r["seconds"]["S"]) / r["n"] / (median(t["seconds"][r["model"]]) / t["n"])
                 met = "met" if own < LARGEST_SHARE and r["saved"] == 1 else "missed"
                 tensors = f"{r['saved']} saved tensor{'s' * (r['saved'] != 1)}"
-                said.append(f"S takes {100 * own:.1f} % of a training step of {records.LABELS[r['model']]}, with {tensors}; the aim is {met}.")
+                share = f"{100 * own:.1f} % of a training step of {records.LABELS[r['model']]}"
+                said.append(f"S takes {share}, with {tensors}; the aim is {met}.")
     return said
 
 
@@ -628,11 +713,14 @@ def _growth_words(record):
         work, times = of["radii"]["passes"], of["radii"]["seconds"]
         runs, took = work["8"] / work["1"], median(times["8"]) / median(times["1"])
         met = "met" if took < TWO_RUNS else "missed"
-        said.append(f"A sweep of 8 radii takes {took:.2f} times one radius ({runs:.2f} times its passes); the aim of {TWO_RUNS:g} is {met}.")
+        sweep = f"A sweep of 8 radii takes {took:.2f} times as long as one radius ({runs:.2f} times its passes)"
+        said.append(f"{sweep}; the aim of {TWO_RUNS:g} is {met}.")
     if "network" in of and "inception_v3" in of["network"]["seconds"]:
         r = of["network"]
-        hours = {k: 50_000 * 21 * median(r["seconds"][k]) / r["n"] / 3600 for k in ("inception_v3", "inception_v3 bf16")}
-        said.append("Planned from this: 20 steps on 50,000 ImageNet images take {:,.0f} hours on this machine, {:,.0f} in bfloat16.".format(*hours.values()))
+        hours = lambda k: f"{50_000 * 21 * median(r['seconds'][k]) / r['n'] / 3600:,.0f}"
+        slow, fast = hours("inception_v3"), hours("inception_v3 bf16")
+        plan = f"20 steps on 50,000 ImageNet images take {slow} hours on this machine, {fast} in bfloat16"
+        said.append(f"Planned from this: {plan}.")
     return said
 
 # %% ../nbs/benchmark.ipynb #be06966d
@@ -645,7 +733,16 @@ def benchmark_rows(
         for way, times in r["seconds"].items():
             what = {k: r.get(k) for k in ("workload", "model", "of", "loss", "n")}
             cpu = r.get("cpu_seconds", {}).get(way)
-            rows.append({**what, "way": way, "seconds": median(times), "least": min(times), "most": max(times), "cpu": median(cpu) if cpu else None})
+            rows.append(
+                {
+                    **what,
+                    "way": way,
+                    "seconds": median(times),
+                    "least": min(times),
+                    "most": max(times),
+                    "cpu": median(cpu) if cpu else None,
+                }
+            )
     return rows
 
 
@@ -656,7 +753,11 @@ def items():
 
     table = lambda r: (benchmark_table(r), benchmark_rows(r))
     return (
-        Item("benchmark", draw=lambda r: plots_beyond.fig_benchmark(r, comparisons(r)), cell="benchmark.ipynb#fig-benchmark"),
+        Item(
+            "benchmark",
+            draw=lambda r: plots_beyond.fig_benchmark(r, comparisons(r)),
+            cell="benchmark.ipynb#fig-benchmark",
+        ),
         Item("benchmark-values", table=table, of="benchmark", cell="benchmark.ipynb#fig-benchmark"),
         Item("benchmark-words", words=benchmark_words, of="benchmark"),
         Item("benchmark-story", words=story, of="benchmark"),

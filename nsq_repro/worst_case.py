@@ -97,16 +97,8 @@ class _Sweep:
         return torch.cat(left) if left else i
 
 # %% ../nbs/worst_case.ipynb #wc01e004
-def _search(
-    sweep: _Sweep,  # images and judge
-    i: Tensor,  # (M,) which images
-    e: float,  # l∞ radius
-    loss: str,  # 'ce', 'cw' or 'dlr'
-    steps: int,  # of each search
-    start: int | None = None,  # stream of the random start; None: from the kept image
-    targets: int = 0,  # wrong classes, the likeliest first; 0: no targets
-) -> Tensor:  # the images that are left
-    "Climb over the reachable boxes, batch by batch."
+def _search(sweep, i, e, loss, steps, start=None, targets=0):
+    "Climb over the boxes of images i, from a random start or (None) from the kept images. Returns which are left."
     left = []
     for part in i.split(sweep.size) if len(i) else ():
         box = reachable_box(sweep.model, sweep.x[part], e)._replace(F=sweep.F)
@@ -135,7 +127,7 @@ def worst_case(
     eps: tuple = (0.0, 0.1, 0.2, 0.3),  # l∞ radii in [0, 1], increasing
     losses: tuple = ("ce", "cw"),  # of 'ce', 'cw', 'dlr'
     steps: int = 100,  # of each full search
-    targets: int = 4,  # wrong classes that survivors are driven to, half the steps each; 0: none
+    targets: int = 4,  # wrong classes that survivors are driven to, a quarter of the steps each; 0: none
     seed: int = 0,  # of the starts
     index: Tensor | None = None,  # (N,) int64 place of each image in its data set, which its starts depend on
     precision: str = "auto",  # of the search: 'fp32', 'bf16', or 'auto': see `search_precision`
@@ -180,7 +172,7 @@ def _left_at(sweep, i, e, losses, steps, targets):
     left = _search(sweep, sweep.cut(i, e), e, losses[-1], max(steps // 10, 1))
     for loss in losses:
         left = _search(sweep, left, e, loss, steps, start=0)
-    return _search(sweep, left, e, "cw", max(steps // 2, 1), 1, targets) if targets else left
+    return _search(sweep, left, e, "cw", max(steps // 4, 1), 1, targets) if targets else left
 
 
 def _confirmed(model, x, y, index, found, batch_size, plain):
