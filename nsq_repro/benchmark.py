@@ -664,7 +664,7 @@ def story(
         said.append(
             f"{models[r['model']]}, a curve of {len(r['eps'])} radii: {begin}the plain loop here "
             f"{r['plain_seconds']:.3g} s, from the largest radius down {down:.3g} s, the search in "
-            f"{r['precision']} {now:.3g} s. Images that only the plain loop breaks at some radius: {r['missed']} of {r['n']}."
+            f"{r['precision']} {now:.3g} s. Broken by the plain loop alone: {r['missed']} of {r['n']} images."
         )
     for r in _of(record, "step"):
         gains = {k: ratio(r, k, "float32")["ratio"] for k in r["seconds"] if k != "float32"}

@@ -146,6 +146,7 @@ RUNS = {
     "variants": dict(variants="nsq,box", n_test=4),
     "fair": dict(models="nsq", budgets="0.001", seeds=1, n_test=4),
     "proven": dict(models="nsq_ibp", seeds=1, iterations=6, n_attack=4),
+    "benchmark": dict(parts="layer", rounds=1),
 }
 BLOCKED_RUN = """
 import sys, time
