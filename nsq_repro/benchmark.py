@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PARTS', 'COMMON', 'PRESETS', 'PEERS', 'DISTRIBUTIONS', 'WORKLOADS', 'QUESTION', 'experiment', 'AIMS', 'LARGEST_SHARE',
            'TWO_RUNS', 'Parameters', 'Plan', 'plan', 'in_turns', 'ratio', 'peers', 'versions', 'Bench', 'step',
-           'same_images', 'plain', 'library_curve', 'curve', 'library_standard', 'standard', 'certificates', 'training',
-           'saved_tensors', 'layer', 'growth', 'networks', 'measured', 'run', 'benchmark_record', 'comparisons',
-           'benchmark_table', 'story', 'benchmark_words', 'benchmark_rows', 'items']
+           'same_images', 'library_run', 'plain', 'library_curve', 'curve', 'library_standard', 'standard',
+           'certificates', 'training', 'saved_tensors', 'layer', 'growth', 'networks', 'measured', 'run',
+           'benchmark_record', 'comparisons', 'benchmark_table', 'story', 'benchmark_words', 'benchmark_rows', 'items']
 
 # %% ../nbs/benchmark.ipynb #be006cd0
 import resource
@@ -295,6 +295,21 @@ def same_images(
     return share
 
 
+def library_run(
+    attack: Callable,  # of `peers`
+    net: nn.Module,  # network
+    x: Tensor,  # (N, C, H, W) images
+    y: Tensor,  # (N,) labels
+    p: Plan,  # at, steps, step_size
+    loss: str,  # 'ce' or 'cw'
+) -> Tensor:  # (N, C, H, W)
+    "What a library finds. It is judged too, as it is here: images without a verdict are no result."
+    found = attack(net, x, y, p.at, p.steps, p.step_size, loss)
+    with torch.no_grad():
+        net(found).argmax(1)
+    return found
+
+
 def plain(
     b: Bench,
 ) -> list[dict]:  # rows: model, loss
@@ -306,10 +321,7 @@ def plain(
                 pgd(net, x, y, p.at, p.steps, p.step_size, loss, random_start=False, skip_cycles=skip).x_last
             )
             ways = {"here": lambda f=ours: f(None), "every step": lambda f=ours: f(False)}
-            ways |= {
-                k: lambda f=f, net=net, loss=loss: f(net, x, y, p.at, p.steps, p.step_size, loss)
-                for k, f in peers().items()
-            }
+            ways |= {k: lambda f=f, net=net, loss=loss: library_run(f, net, x, y, p, loss) for k, f in peers().items()}
             row = in_turns(ways, p.rounds, same_images)
             rows.append({"workload": "pgd", "model": name, "loss": loss, "n": p.n, **row})
     return rows

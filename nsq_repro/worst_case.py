@@ -127,7 +127,7 @@ def worst_case(
     eps: tuple = (0.0, 0.1, 0.2, 0.3),  # l∞ radii in [0, 1], increasing
     losses: tuple = ("ce", "cw"),  # of 'ce', 'cw', 'dlr'
     steps: int = 100,  # of each full search
-    targets: int = 4,  # wrong classes that survivors are driven to, a quarter of the steps each; 0: none
+    targets: int = 4,  # wrong classes that survivors are driven to, a quarter of the steps each, at least 10; 0: none
     seed: int = 0,  # of the starts
     index: Tensor | None = None,  # (N,) int64 place of each image in its data set, which its starts depend on
     precision: str = "auto",  # of the search: 'fp32', 'bf16', or 'auto': see `search_precision`
@@ -169,10 +169,10 @@ def _left_at(sweep, i, e, losses, steps, targets):
     "Images that no search breaks at one radius, the cheapest search first."
     if e == 0:
         return i
-    left = _search(sweep, sweep.cut(i, e), e, losses[-1], max(steps // 10, 1))
+    left = _search(sweep, sweep.cut(i, e), e, losses[-1], max(steps // 10, 5))
     for loss in losses:
         left = _search(sweep, left, e, loss, steps, start=0)
-    return _search(sweep, left, e, "cw", max(steps // 4, 1), 1, targets) if targets else left
+    return _search(sweep, left, e, "cw", max(steps // 4, 10), 1, targets) if targets else left
 
 
 def _confirmed(model, x, y, index, found, batch_size, plain):
