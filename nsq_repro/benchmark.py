@@ -222,7 +222,7 @@ def _art(net, x, y, eps, steps, step_size, loss):
     seen = PyTorchClassifier(
         net, nn.CrossEntropyLoss(), tuple(x.shape[1:]), classes, clip_values=(0, 1), device_type="cpu"
     )
-    how = dict(norm="inf", eps=eps, eps_step=step_size, max_iter=steps, batch_size=len(x), verbose=False)
+    how: dict = dict(norm="inf", eps=eps, eps_step=step_size, max_iter=steps, batch_size=len(x), verbose=False)
     found = ProjectedGradientDescentPyTorch(seen, **how).generate(x.numpy(), nn.functional.one_hot(y, classes).numpy())
     return torch.from_numpy(found)
 
@@ -351,7 +351,7 @@ def curve(
     "A whole worst-case curve: the libraries' loop, and the fast way step by step."
     (x, y), rows, p = b.images(b.p.n_curve), [], b.p
     for name, net in b.nets.items():
-        how = dict(losses=p.losses, steps=p.steps, seed=p.seed)
+        how: dict = dict(losses=p.losses, steps=p.steps, seed=p.seed)
         fast = lambda precision, net=net, **more: worst_case(net, x, y, p.eps, precision=precision, **how, **more)
         ways: dict = {"here": lambda f=fast: f("auto").correct, "float32": lambda f=fast: f("fp32").correct}
         first = dict(list(peers().items())[:1])
@@ -380,9 +380,9 @@ def library_standard(
     "AutoAttack as torchattacks has it, its steps and queries given. Raises ImportError where it is missing."
     import torchattacks as ta
 
-    how = dict(eps=eps, norm="Linf", seed=seed)
+    how: dict = dict(eps=eps, norm="Linf", seed=seed)
     classes = net(x[:1]).shape[1]
-    targeted = dict(how, steps=steps, n_classes=classes)
+    targeted: dict = dict(how, steps=steps, n_classes=classes)
     parts = [ta.APGD(net, steps=steps, loss="ce", **how), ta.APGDT(net, **targeted)]
     parts += [ta.FAB(net, multi_targeted=True, **targeted), ta.Square(net, n_queries=queries, **how)]
     ok = judged(net, x, x, y, 0.0).correct
@@ -473,12 +473,14 @@ def growth(
     run = lambda k, **how: pgd(net, x[:k], y[:k], p.at, **{"steps": p.steps, "step_size": p.step_size, **how})
     grid = lambda k: tuple(p.eps[-1] * (j + 1) / k for j in range(k))
     some, many = b.images(p.n_curve), (1, 2, 4, 8)
-    verdicts = lambda k: worst_case(net, *some, grid(k), p.losses, p.steps)
+    verdicts = lambda radii: worst_case(net, *some, radii, p.losses, p.steps)
+    work = lambda radii: sum(verdicts(radii).passes.values())
+    sweeps = {"1": max(((e,) for e in grid(many[-1])), key=work)} | {str(k): grid(k) for k in many[1:]}
     axes: dict = {
         "batch": {str(k): lambda k=k: loss_gradient(net, x[:k], y[:k]) for k in p.sizes},
         "images": {str(k): lambda k=k: worst_case(net, x[:k], y[:k], grid(1), p.losses, p.steps) for k in p.sizes},
         "steps": {str(k): lambda k=k: run(p.n, steps=k, skip_cycles=False) for k in (5, 10, 20)},
-        "radii": {str(k): lambda k=k: verdicts(k) for k in many},
+        "radii": {k: lambda radii=radii: verdicts(radii) for k, radii in sweeps.items()},
     }
     rows = []
     for of, ways in axes.items():
@@ -486,7 +488,7 @@ def growth(
         row = in_turns(ways, p.rounds)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         rows.append({"workload": "growth", "of": of, "model": name, "n": p.n, "grown_mib": round(grown, 1), **row})
-    rows[-1]["passes"] = {str(k): sum(verdicts(k).passes.values()) for k in many}
+    rows[-1] |= {"passes": {k: work(radii) for k, radii in sweeps.items()}, "dearest": sweeps["1"][0]}
     return [*rows, _by_network(p)]
 
 # %% ../nbs/benchmark.ipynb #be04e55b
@@ -725,7 +727,7 @@ def _growth_words(record):
         work, times = of["radii"]["passes"], of["radii"]["seconds"]
         runs, took = work["8"] / work["1"], median(times["8"]) / median(times["1"])
         met = "met" if took < TWO_RUNS else "missed"
-        sweep = f"A sweep of 8 radii takes {took:.2f} times as long as one radius ({runs:.2f} times its passes)"
+        sweep = f"A sweep of 8 radii takes {took:.2f} times its dearest radius ({runs:.2f} times the passes)"
         said.append(f"{sweep}; the aim of {TWO_RUNS:g} is {met}.")
     if "network" in of and "inception_v3" in of["network"]["seconds"]:
         r = of["network"]

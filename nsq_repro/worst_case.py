@@ -55,7 +55,7 @@ class Verdicts(NamedTuple):
 
 # %% ../nbs/worst_case.ipynb #wc014559
 def search_precision(
-    device="cpu",  # torch device
+    device: str | torch.device = "cpu",  # torch device
 ) -> str:  # 'bf16' or 'fp32'
     "What gradients are computed in: bfloat16 where the device has instructions for it."
     if torch.device(device).type == "cuda":
@@ -137,7 +137,7 @@ def worst_case(
 ) -> Verdicts:
     "Worst case over losses and settings at all radii. Raises ValueError for a wrong argument."
     eps, losses = _checked_plan(eps, losses, precision)
-    counts = dict(steps=(steps, 1), targets=(targets, 0), batch_size=(batch_size, 1))
+    counts: dict = dict(steps=(steps, 1), targets=(targets, 0), batch_size=(batch_size, 1))
     x, y, _ = check_inputs(model, x, y, max(eps), **counts)
     index, _ = check_starts(x, seed, index)
     precision = search_precision(x.device) if precision == "auto" else precision
@@ -214,6 +214,6 @@ def standard_verdict(
         left = _search(sweep, left, eps, "cw", steps, start=1, targets=min(9, sweep.clean.shape[1] - 1))
     for attack in (Attack("fab-t", steps=steps), Attack("square", n_queries=queries)):
         if len(left):
-            how = dict(index=index[left], seed=seed, precision=precision)
+            how: dict = dict(index=index[left], seed=seed, precision=precision)
             left = left[not_broken(attack, {"": model}, "", x[left], y[left], eps, **how)]
     return torch.isin(torch.arange(len(y), device=x.device), left)
