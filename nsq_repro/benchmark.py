@@ -14,7 +14,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from statistics import median
 from typing import NamedTuple
@@ -202,28 +202,26 @@ def _torchattacks(net, x, y, eps, steps, step_size, loss):
 # %% ../nbs/benchmark.ipynb #be02999e
 def _foolbox(net, x, y, eps, steps, step_size, loss):
     import foolbox
-    from eagerpy import astensor
+    from eagerpy.astensor import astensor
+    from foolbox.models.pytorch import PyTorchModel
 
     class Attack(foolbox.attacks.LinfPGD):
         def get_loss_fn(self, model, labels):
             return lambda z: astensor(LOSSES[loss](model(z).raw, labels.raw).sum())
 
-    seen = foolbox.PyTorchModel(net, bounds=(0, 1), device=x.device)
+    seen = PyTorchModel(net, bounds=(0, 1), device=x.device)
     return Attack(abs_stepsize=step_size, steps=steps, random_start=False)(seen, x, y, epsilons=eps)[0]
 
 
 def _art(net, x, y, eps, steps, step_size, loss):
-    from art.attacks.evasion import ProjectedGradientDescentPyTorch
-    from art.estimators.classification import PyTorchClassifier
-
+    attack = import_module("art.attacks.evasion").ProjectedGradientDescentPyTorch
+    classifier = import_module("art.estimators.classification").PyTorchClassifier
     classes = 2 if loss == "cw" else net(x[:1]).shape[1]
     if loss == "cw":
         net, y = _Leaders(net, y), torch.zeros_like(y)
-    seen = PyTorchClassifier(
-        net, nn.CrossEntropyLoss(), tuple(x.shape[1:]), classes, clip_values=(0, 1), device_type="cpu"
-    )
+    seen = classifier(net, nn.CrossEntropyLoss(), tuple(x.shape[1:]), classes, clip_values=(0, 1), device_type="cpu")
     how: dict = dict(norm="inf", eps=eps, eps_step=step_size, max_iter=steps, batch_size=len(x), verbose=False)
-    found = ProjectedGradientDescentPyTorch(seen, **how).generate(x.numpy(), nn.functional.one_hot(y, classes).numpy())
+    found = attack(seen, **how).generate(x.numpy(), nn.functional.one_hot(y, classes).numpy())
     return torch.from_numpy(found)
 
 # %% ../nbs/benchmark.ipynb #be02b88d
@@ -277,7 +275,8 @@ def step(
 
 def _profile(f):
     "Operations and their share of the time, the five dearest first."
-    with torch.autograd.profiler.profile(use_kineto=False) as seen:
+    seen = torch.autograd.profiler.profile(use_kineto=False)
+    with seen:
         f()
     events = sorted(seen.key_averages(), key=lambda e: -e.self_cpu_time_total)
     total = sum(e.self_cpu_time_total for e in events)
