@@ -45,7 +45,7 @@ from .training import time_per_iteration, train, train_key
 from .weights import kept_networks, load_model
 from .worst_case import plain_worst_case, search_precision, standard_verdict, worst_case
 
-# %% ../nbs/benchmark.ipynb #be00e88c
+# %% ../nbs/benchmark.ipynb #be01077b
 PARTS = ("step", "pgd", "curve", "standard", "certificates", "training", "layer", "growth")
 
 
@@ -59,57 +59,26 @@ class Parameters(experiments.Parameters):
     n: int | None = parameter(None, "images of a run", least=2)
     steps: int | None = parameter(None, "steps of PGD", least=1)
 
-# %% ../nbs/benchmark.ipynb #be01266a
+# %% ../nbs/benchmark.ipynb #be014559
 COMMON = dict(parts=PARTS, rounds=5, at=0.2, losses=("ce", "cw"))
 PRESETS: dict = {
     "smoke": dict(
-        COMMON,
-        n=10,
-        n_curve=10,
-        steps=5,
-        step_size=0.05,
-        models=("natural", "nsq"),
-        eps=(0.0, 0.1, 0.2, 0.3),
-        n_standard=4,
-        standard=dict(steps=3, queries=10),
-        n_proof=2,
-        sizes=(2, 5, 10),
-        turns=1,
-        big="cifar_tiny",
+        COMMON, n=10, n_curve=10, steps=5, step_size=0.05, models=("natural", "nsq"), eps=(0.0, 0.1, 0.2, 0.3),
+        n_standard=4, standard=dict(steps=3, queries=10), n_proof=2, sizes=(2, 5, 10), turns=1, big="cifar_tiny",
     ),
     "cpu": dict(
-        COMMON,
-        n=50,
-        n_curve=30,
-        steps=40,
-        step_size=0.01,
-        models=("natural", "pgd", "nsq"),
-        eps=mnist.RADII,
-        n_standard=10,
-        standard=dict(steps=20, queries=1000),
-        n_proof=5,
-        sizes=(10, 50, 200),
-        turns=3,
+        COMMON, n=50, n_curve=30, steps=40, step_size=0.01, models=("natural", "pgd", "nsq"), eps=mnist.RADII,
+        n_standard=10, standard=dict(steps=20, queries=1000), n_proof=5, sizes=(10, 50, 200), turns=3,
         big="inception_v3",
     ),
     "paper": dict(
-        COMMON,
-        n=1000,
-        n_curve=1000,
-        steps=100,
-        step_size=0.01,
-        models=("natural", "pgd", "nsq"),
-        eps=mnist.RADII,
-        n_standard=200,
-        standard=dict(steps=100, queries=5000),
-        n_proof=50,
-        sizes=(100, 500, 2000),
-        turns=20,
+        COMMON, n=1000, n_curve=1000, steps=100, step_size=0.01, models=("natural", "pgd", "nsq"), eps=mnist.RADII,
+        n_standard=200, standard=dict(steps=100, queries=5000), n_proof=50, sizes=(100, 500, 2000), turns=20,
         big="inception_v3",
     ),
-}
+}  # fmt: skip
 
-# %% ../nbs/benchmark.ipynb #be014559
+# %% ../nbs/benchmark.ipynb #be018337
 @dataclass(frozen=True)
 class Plan:
     "The benchmark, fully decided."
@@ -135,7 +104,7 @@ class Plan:
     turns: int  # training steps of a turn
     big: str  # a network to plan with: a name in NETWORKS, or of torchvision
 
-# %% ../nbs/benchmark.ipynb #be018337
+# %% ../nbs/benchmark.ipynb #be01c115
 def plan(
     **parameters,  # of this notebook, see `Parameters`
 ) -> tuple[Protocol, Plan]:  # of the MNIST page, and what is measured on its networks
@@ -148,7 +117,7 @@ def plan(
     p = Plan(scale=scale, variant=variant, device=device, seed=q.seed, **{**PRESETS[scale], **given})
     return mnist.protocol(scale=scale, seed=q.seed, device=device, models=p.models), p
 
-# %% ../nbs/benchmark.ipynb #be01c115
+# %% ../nbs/benchmark.ipynb #be01fef3
 def in_turns(
     ways: dict[str, Callable],  # name → function of nothing
     rounds: int = 5,  # turns that each way gets
@@ -169,7 +138,7 @@ def in_turns(
             cpu[name].append(time.process_time() - computed)
     return {"seconds": wall, "cpu_seconds": cpu, "found": found}
 
-# %% ../nbs/benchmark.ipynb #be021de2
+# %% ../nbs/benchmark.ipynb #be025bc0
 def ratio(
     row: dict,  # of `in_turns`
     ours: str,  # name of a way
@@ -179,7 +148,7 @@ def ratio(
     each = [b / a for a, b in zip(row["seconds"][ours], row["seconds"][other])]
     return {"ratio": median(each), "low": min(each), "high": max(each)}
 
-# %% ../nbs/benchmark.ipynb #be027aaf
+# %% ../nbs/benchmark.ipynb #be02b88d
 class _Leaders(nn.Module):
     "Two logits of each image: of its class, and of the strongest other one."
 
@@ -199,7 +168,7 @@ def _torchattacks(net, x, y, eps, steps, step_size, loss):
         net, y = _Leaders(net, y), torch.zeros_like(y)
     return torchattacks.PGD(net, eps=eps, alpha=step_size, steps=steps, random_start=False)(x, y)
 
-# %% ../nbs/benchmark.ipynb #be02999e
+# %% ../nbs/benchmark.ipynb #be02f66b
 def _foolbox(net, x, y, eps, steps, step_size, loss):
     import foolbox
     from eagerpy.astensor import astensor
@@ -224,7 +193,7 @@ def _art(net, x, y, eps, steps, step_size, loss):
     found = attack(seen, **how).generate(x.numpy(), nn.functional.one_hot(y, classes).numpy())
     return torch.from_numpy(found)
 
-# %% ../nbs/benchmark.ipynb #be02b88d
+# %% ../nbs/benchmark.ipynb #be033449
 PEERS = {"torchattacks": (_torchattacks, "torchattacks"), "foolbox": (_foolbox, "foolbox"), "ART": (_art, "art")}
 DISTRIBUTIONS = {"torchattacks": "torchattacks", "foolbox": "foolbox", "ART": "adversarial-robustness-toolbox"}
 
@@ -239,7 +208,7 @@ def versions() -> dict:  # name → version; None where it is not installed
     there = peers()
     return {name: metadata.version(DISTRIBUTIONS[name]) if name in there else None for name in PEERS}
 
-# %% ../nbs/benchmark.ipynb #be03155a
+# %% ../nbs/benchmark.ipynb #be039116
 class Bench(NamedTuple):
     "What the workloads work on."
 
@@ -256,7 +225,7 @@ class Bench(NamedTuple):
 def _settings(net):
     return SETTINGS if layer_of(net) is not None else SETTINGS[:1]
 
-# %% ../nbs/benchmark.ipynb #be035338
+# %% ../nbs/benchmark.ipynb #be03cef4
 def step(
     b: Bench,
 ) -> list[dict]:  # a row for each network; profile: [operation, share of the time] of float32 and bfloat16
@@ -282,7 +251,7 @@ def _profile(f):
     total = sum(e.self_cpu_time_total for e in events)
     return [[e.key, round(e.self_cpu_time_total / total, 4)] for e in events[:5]]
 
-# %% ../nbs/benchmark.ipynb #be039116
+# %% ../nbs/benchmark.ipynb #be040cd2
 def same_images(
     results: dict,  # name → (N, C, H, W)
 ) -> dict:  # name → share of the pixels that are those of the first
@@ -325,7 +294,7 @@ def plain(
             rows.append({"workload": "pgd", "model": name, "loss": loss, "n": p.n, **row})
     return rows
 
-# %% ../nbs/benchmark.ipynb #be03cef4
+# %% ../nbs/benchmark.ipynb #be044ab0
 def library_curve(
     attack: Callable,  # of `peers`
     net: nn.Module,  # network
@@ -343,7 +312,7 @@ def library_curve(
         found.append(ok)
     return torch.stack(found)
 
-# %% ../nbs/benchmark.ipynb #be03ede3
+# %% ../nbs/benchmark.ipynb #be04888e
 def curve(
     b: Bench,
 ) -> list[dict]:  # a row for each network; found: what each way leaves, by radius; passes of the fast ways
@@ -366,7 +335,7 @@ def curve(
         rows.append({"workload": "curve", "model": name, "n": p.n_curve, "eps": list(p.eps), **more, **row})
     return rows
 
-# %% ../nbs/benchmark.ipynb #be042bc1
+# %% ../nbs/benchmark.ipynb #be04c66c
 def library_standard(
     net: nn.Module,  # network
     x: Tensor,  # (N, C, H, W) images
@@ -408,7 +377,7 @@ def standard(
         rows.append({"workload": "standard", "model": name, "n": p.n_standard, "eps": p.at, **p.standard, **row})
     return rows
 
-# %% ../nbs/benchmark.ipynb #be04699f
+# %% ../nbs/benchmark.ipynb #be05044a
 def certificates(
     b: Bench,
 ) -> list[dict]:  # a row for each network with a layer
@@ -434,7 +403,7 @@ def training(
         {"workload": "training", "model": "all", "n": specs[b.p.models[0]].batch_size, "seconds": times, "found": None}
     ]
 
-# %% ../nbs/benchmark.ipynb #be04888e
+# %% ../nbs/benchmark.ipynb #be054228
 def saved_tensors(
     f: Callable,  # function of a tensor
     x: Tensor,  # its argument
@@ -462,7 +431,7 @@ def layer(
             rows.append({"workload": "layer", "model": name, "n": b.p.n, "saved": saved_tensors(S, x), **row})
     return rows
 
-# %% ../nbs/benchmark.ipynb #be04c66c
+# %% ../nbs/benchmark.ipynb #be058006
 def growth(
     b: Bench,
 ) -> list[dict]:  # rows: of ('batch', 'images', 'steps', 'radii', 'network'), ways: the sizes
@@ -490,7 +459,7 @@ def growth(
     rows[-1] |= {"passes": {k: work(radii) for k, radii in sweeps.items()}, "dearest": sweeps["1"][0]}
     return [*rows, _by_network(p)]
 
-# %% ../nbs/benchmark.ipynb #be04e55b
+# %% ../nbs/benchmark.ipynb #be05bde4
 def _by_network(p):
     "A gradient of two images through networks of several sizes."
     import torchvision
@@ -509,7 +478,7 @@ def _by_network(p):
     row = in_turns(ways, p.rounds)
     return {"workload": "growth", "of": "network", "model": "untrained", "n": 2, "parameters": sizes, **row}
 
-# %% ../nbs/benchmark.ipynb #be052339
+# %% ../nbs/benchmark.ipynb #be05fbc2
 WORKLOADS: dict[str, Callable] = dict(zip(PARTS, (step, plain, curve, standard, certificates, training, layer, growth)))
 
 
@@ -535,7 +504,7 @@ def networks(
         nets[spec.model] = net.eval().requires_grad_(False).to(protocol.device)
     return nets, keys
 
-# %% ../nbs/benchmark.ipynb #be054228
+# %% ../nbs/benchmark.ipynb #be0639a0
 def measured(
     name: str,  # of WORKLOADS
     b: Bench,  # what it works on
@@ -563,7 +532,7 @@ def run(
             done.append(Cell("benchmark", content, measured, dict(name=name, b=b), p.device).run(q.refresh))
     return benchmark_record(p, b.data, done, where)
 
-# %% ../nbs/benchmark.ipynb #be056117
+# %% ../nbs/benchmark.ipynb #be06777e
 def benchmark_record(
     p: Plan,  # what was measured
     data: Dataset,  # test images
@@ -585,11 +554,11 @@ def benchmark_record(
         "runs": [made_from(r["content"]["workload"], "all", [r]) for r in done],
     }
 
-# %% ../nbs/benchmark.ipynb #be058006
+# %% ../nbs/benchmark.ipynb #be06b55c
 QUESTION = "what does an honest evaluation cost, here and in the libraries everyone uses?"
 experiment = Experiment("benchmark", QUESTION, Parameters, PRESETS, run, plan=plan)
 
-# %% ../nbs/benchmark.ipynb #be05dcd3
+# %% ../nbs/benchmark.ipynb #be071229
 AIMS = {  # workload → (at least so many times the speed of the best library, what it is called)
     "pgd": (1.0, "plain PGD, last iterate"),
     "curve": (5.0, "a whole worst-case curve"),
@@ -623,7 +592,7 @@ def _fair(r):
         return all(a <= b for a, b in zip(found["here"], found["plain loop"]))
     return r["workload"] != "standard" or found["here"] <= found["AutoAttack"]
 
-# %% ../nbs/benchmark.ipynb #be061ab1
+# %% ../nbs/benchmark.ipynb #be075007
 def benchmark_table(
     record: dict,  # of `benchmark_record`
 ) -> str:  # Markdown
@@ -660,7 +629,7 @@ def benchmark_table(
     below = f"Medians of {record['asked']['rounds']} rounds in turns. {told}. {records.caption(record)}"
     return f"{records.table_markdown(rows, columns)}\n\n{below}"
 
-# %% ../nbs/benchmark.ipynb #be06588f
+# %% ../nbs/benchmark.ipynb #be078de5
 def _of(record, workload, **fields):
     return [r for r in record["rows"] if r["workload"] == workload and all(r.get(k) == v for k, v in fields.items())]
 
@@ -688,7 +657,7 @@ def story(
         said.append(line + (", ".join(pays) or "nothing") + (f"; did not pay: {', '.join(not_)}." if not_ else "."))
     return "\n".join(f"* {s}" for s in said)
 
-# %% ../nbs/benchmark.ipynb #be06777e
+# %% ../nbs/benchmark.ipynb #be07cbc3
 def benchmark_words(
     record: dict,  # of `benchmark_record`
 ) -> str:  # Markdown
@@ -706,7 +675,7 @@ def benchmark_words(
     said += _layer_words(record) + _growth_words(record)
     return " ".join(said)
 
-
+# %% ../nbs/benchmark.ipynb #be0809a1
 def _layer_words(record):
     said = []
     for r in _of(record, "layer"):
@@ -736,7 +705,7 @@ def _growth_words(record):
         said.append(f"Planned from this: {plan}.")
     return said
 
-# %% ../nbs/benchmark.ipynb #be06966d
+# %% ../nbs/benchmark.ipynb #be08477f
 def benchmark_rows(
     record: dict,  # of `benchmark_record`
 ) -> list[dict]:  # workload, model, of, loss, n, way, seconds, least, most, cpu (medians)
