@@ -67,8 +67,8 @@ PRESETS: dict = {
         n_standard=4, standard=dict(steps=3, queries=10), n_proof=2, sizes=(2, 5, 10), turns=1, big="cifar_tiny",
     ),
     "cpu": dict(
-        COMMON, n=50, n_curve=30, steps=40, step_size=0.01, models=("natural", "pgd", "nsq"), eps=mnist.RADII,
-        n_standard=10, standard=dict(steps=20, queries=1000), n_proof=5, sizes=(10, 50, 200), turns=3,
+        COMMON, n=30, n_curve=20, steps=40, step_size=0.01, models=("natural", "pgd", "nsq"), eps=mnist.RADII,
+        n_standard=10, standard=dict(steps=20, queries=1000), n_proof=5, sizes=(10, 30, 100), turns=3,
         big="inception_v3",
     ),
     "paper": dict(
