@@ -315,6 +315,7 @@ def climb(
     step_size: float = 0.05,  # of 'pgd', in widths of the box
     loss: str = "ce",  # 'ce', 'cw' or 'dlr'
     target: Tensor | None = None,  # (N,) classes; then the loss is how far the target leads the true class
+    judge: Callable | None = None,  # (images, logits, labels) → (M,) bool, broken; default: by these logits
 ) -> Outcome:  # images that broke an example, or else its best iterate
     "One search over the reachable box."
     out, ok, first = torch.empty_like(box.x), torch.ones_like(y, dtype=torch.bool), None
@@ -328,7 +329,7 @@ def climb(
         if k == 0:
             first = f
             _begin(s, f)
-        up, wrong = _remember(s, f), logits.argmax(1) != y[i]
+        up, wrong = _remember(s, f), judge(x, logits, y[i]) if judge else logits.argmax(1) != y[i]
         best[i] = s["top"]
         out[i[up | wrong]], ok[i[wrong]] = x[up | wrong], False
         s = {name: v[~wrong] for name, v in s.items()}

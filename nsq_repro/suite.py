@@ -8,12 +8,13 @@ __all__ = ['WORDS', 'OTHERS', 'Attack', 'with_alpha', 'InBfloat16', 'fast_copy',
            'known_broken', 'union_of_curves', 'has_bounds', 'proof_outcomes', 'certified', 'decide_hard']
 
 # %% ../nbs/suite.ipynb #c1fa663d
+import copy
 from collections import Counter
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import records
 from .attacks import layer_of, pgd, taken_apart
@@ -100,15 +101,18 @@ def with_alpha(
     return SoftQuantNet(model.features, SoftQuantize(S.K, alpha, S.vmin, S.vmax, S.shift)).eval()
 
 # %% ../nbs/suite.ipynb #b5bd34f0
-class InBfloat16(torch.nn.Module):
-    "A network computed in bfloat16, with logits of the input's type."
+class InBfloat16(nn.Module):
+    "A copy of a network, computed in bfloat16, with logits of the input's type."
 
     def __init__(
         self,
         F,  # the network
     ):
         super().__init__()
-        self.F = F
+        self.F = copy.deepcopy(F)
+        for layer in self.F.modules() if isinstance(F, nn.Module) else ():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.to(torch.bfloat16)  # autocast would do it again in every pass
 
     def forward(self, x):
         with torch.autocast(x.device.type, torch.bfloat16):

@@ -150,6 +150,7 @@ RUNS = {
     "fair": dict(models="nsq", budgets="0.001", seeds=1, n_test=4),
     "proven": dict(models="nsq_ibp", seeds=1, iterations=6, n_attack=4),
     "imagenet": dict(models="nsq", n_test=4, steps=2, iterations=2),
+    "benchmark": dict(parts="layer", rounds=1),
 }
 BLOCKED_RUN = """
 import sys, time
