@@ -141,7 +141,7 @@ def capacity_record(
         if not all(f.exists() for f in files):
             missing.append([network, length])
             continue
-        training, *curves, box = map(records.load_record, files)
+        training, *curves, box = [records.load_record(f) for f in files]
         series = [s for r in curves for s in r["series"] if s["accounting"] == "worst"]
         kept = ("hash", "spec", "parameters", "seconds", "cpu_seconds", "provenance")
         told = {"training": {k: training[k] for k in kept}, "series": series}

@@ -313,7 +313,9 @@ def fig_proven(
     return fig
 
 # %% ../nbs/plots_beyond.ipynb #a606e5d4
-ATTACK_COLORS = dict(zip(("pgd", "bpda", "bpda_ste", "zbox"), (COLORS["pgd"], COLORS["sq"], COLORS["nsq"], "#333333")))
+ATTACK_COLORS: dict[str, str] = {
+    "pgd": COLORS["pgd"], "bpda": COLORS["sq"], "bpda_ste": COLORS["nsq"], "zbox": COLORS["natural"]
+}
 
 
 @styled
