@@ -117,7 +117,8 @@ def run(
     q = read(Parameters, parameters)
     p, cells, wanted = grid(**parameters)
     fit, test = datasets(p, q.data_root, q.download)
-    for i, (network, length) in enumerate(wanted if q.compute else (), 1):
+    todo: list = wanted if q.compute else []
+    for i, (network, length) in enumerate(todo, 1):
         print(f"cell {i} of {len(wanted)}: {network}, {length:,} iterations", flush=True)
         cell = cells[network, length]
         nets, _, _ = run_protocol(cell, fit, test, q.refresh)
