@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORDS', 'CONVERTERS', 'COMPARED', 'parameter', 'convert', 'Parameters', 'allowed', 'read', 'given_in',
            'parameter_rows', 'Experiment', 'experiment_names', 'find_experiment', 'Protocol', 'choose_device',
-           'choose_scale', 'variant_name', 'decide', 'TrainingParameters', 'AttackParameters', 'datasets',
+           'choose_scale', 'variant_name', 'decide', 'TrainingParameters', 'AttackParameters', 'held_out', 'datasets',
            'run_protocol', 'progress_rows', 'Finished', 'recipe_costs', 'train_and_attack', 'recipe_rows',
            'evaluation_row', 'accuracy_record', 'runs_of']
 
@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from . import records
 from .attacks import LOSSES, SETTINGS
 from .cells import made_from
-from .data import load
+from .data import Dataset, load
 from .evaluation import AttackSpec, eval_key, evaluate, settings_of
 from .records import SCALES
 from .training import RECIPES, bytes_written, recipe, train, train_key, training_cost
@@ -230,6 +230,7 @@ class Protocol:
     attacks: tuple  # AttackSpec of each curve
     layer: dict  # K, alpha and noise asked for, whichever models are trained
     seed: int
+    held: int = 0  # training images, the last ones, that no training sees and that are attacked; 0: the test images are
 
 # %% ../nbs/experiments.ipynb #1819bf6b
 def choose_device(
@@ -288,7 +289,7 @@ def decide(
     how = dict(steps=p["steps"], step_size=p["step_size"], seed=q.seed, n_test=p["n_test"])
     attacks = tuple(AttackSpec(s, loss, p["eps"], **how) for s, loss in pairs)
     variant = variant_name(name, given, preset, q.seed)
-    return Protocol(name, scale, variant, p["dataset"], device, fits, attacks, layer, q.seed)
+    return Protocol(name, scale, variant, p["dataset"], device, fits, attacks, layer, q.seed, p.get("held", 0))
 
 # %% ../nbs/experiments.ipynb #277088e0
 @dataclass(frozen=True)
@@ -313,18 +314,32 @@ class AttackParameters(TrainingParameters):
     losses: tuple[str, ...] | None = parameter(None, "which losses the attack ascends", LOSSES)
     settings: tuple[str, ...] | None = parameter(None, "how a layer is attacked", SETTINGS)
 
+# %% ../nbs/experiments.ipynb #5c56da33
+def held_out(
+    data: Dataset,  # the training split
+    n: int,  # how many of its images, the last ones
+) -> tuple[Dataset, Dataset]:  # the others, and these, which call their split 'held-out'
+    "Training images apart from images to choose by. Raises ValueError where nothing would be left to train on."
+    if not 1 <= n < len(data):
+        has = f"{data.title} has {len(data)} {data.split} images"
+        raise ValueError(f"held={n}: {has}, and some must be left to train on")
+    some = lambda rows, split: Dataset(data.x[rows], data.y[rows], data.name, data.title, split, data.classes)
+    return some(slice(None, -n), data.split), some(slice(-n, None), "held-out")
+
 # %% ../nbs/experiments.ipynb #370d3f2c
 def datasets(
     p: Protocol,  # what to run
     data_root: str | None = None,  # folder that holds the data
     download: bool = False,  # fetch what is missing
-):  # training and test `Dataset`
+):  # training and test `Dataset`; the second one is of training images that are held out, where `held` says so
     "The protocol's data. Raises FileNotFoundError saying how to get it, ValueError where `n_test` is too large."
     try:
         fit, test = (load(p.dataset, split, data_root, download) for split in ("train", "test"))
     except FileNotFoundError as e:
         hint = "Without any data, scale='smoke' runs the whole experiment in minutes (-p scale smoke)"
         raise FileNotFoundError(f"{e}\n{hint}") from None
+    if p.held:
+        fit, test = held_out(fit, p.held)
     if (n := p.attacks[0].n_test) > len(test):
         has = f"{test.title} has only {len(test)} {test.split} images"
         raise ValueError(f"n_test={n}, but {has}; choose n_test up to that")

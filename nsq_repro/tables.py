@@ -10,7 +10,7 @@ __all__ = ['RESPONSES', 'RESPONSE_LABELS', 'EFFECT_LABELS', 'DIRECTION_LABELS', 
            'arithmetic_table', 'arithmetic_sentence', 'sanity_table', 'hard_table', 'time_sentence', 'pixel_rows',
            'pixel_table', 'slope_table', 'gradient_rows', 'gradient_table', 'variants_rows', 'variants_table',
            'variants_sentence', 'thresholds_sentence', 'fair_rows', 'fair_table', 'fair_differences', 'grid_ends',
-           'fair_sentence']
+           'fair_sentence', 'capacity_rows', 'capacity_table', 'capacity_sentence']
 
 # %% ../nbs/tables.ipynb #73d5081a
 import math
@@ -974,3 +974,54 @@ def fair_sentence(
     asked = f"Is training with an adversary worth its time? {verdict}"
     head = f"{asked}: compared with NSQ at equal time on one thread, {said}"
     return f"{head} ({where}, {how}, {seeds}, {device}, scale {record['scale']}).{open_}"
+
+# %% ../nbs/tables.ipynb #90f23c9f
+def capacity_rows(
+    record: dict,  # of `capacity.capacity_record`
+) -> list[dict]:  # network, weights, iterations, seconds, clean (%), eps, attack, accuracy, low, high (%), n
+    "What each network keeps under each attack."
+    rows, percent = [], lambda v: round(100 * v, 2)
+    for c in record["cells"]:
+        training = c["training"]
+        clean = next(s["accuracy"][s["eps"].index(0.0)] for s in c["series"])
+        what = {k: c[k] for k in ("network", "iterations")} | {"weights": training["parameters"]}
+        what |= {"seconds": training["seconds"], "clean": percent(clean)}
+        for e in record["attack"]["eps"]:
+            for s in c["series"]:
+                ends = {k: percent(s[k][s["eps"].index(e)]) for k in ("accuracy", "low", "high")}
+                rows.append({**what, "eps": e, "attack": s["setting"], **ends, "n": s["n"]})
+            left, n = int(records.unpack(c["box"]["left"][f"{e:g}"], c["box"]["n"]).sum()), c["box"]["n"]
+            ends = dict(zip(("accuracy", "low", "high"), map(percent, (left / n, *wilson(left, n)))))
+            rows.append({**what, "eps": e, "attack": "zbox", **ends, "n": n})
+    return sorted(rows, key=lambda r: (r["weights"], r["iterations"], r["eps"]))
+
+# %% ../nbs/tables.ipynb #78cb78ea
+def capacity_table(
+    record: dict,  # of `capacity.capacity_record`
+) -> str:  # Markdown
+    "Networks, lengths and radii as rows, attacks as columns."
+    cells, unit = {}, record["eps_unit"]
+    for r in capacity_rows(record):
+        head = {k: r[k] for k in ("network", "weights", "iterations", "clean")}
+        head |= {"minutes": round(r["seconds"] / 60, 1), "eps": eps_text(r["eps"], unit)}
+        row = cells.setdefault((r["network"], r["iterations"], r["eps"]), head)
+        row[r["attack"]] = f"{r['accuracy']:.1f} ({r['low']:.1f}–{r['high']:.1f})"
+    columns = {"network": "network", "weights": "weights", "iterations": "iterations", "minutes": "training, min"}
+    columns |= {"clean": "clean, %", "eps": "ε", **{k: f"{v}, %" for k, v in SETTING_LABELS.items()}}
+    return f"{table_markdown(list(cells.values()), columns)}\n\n{capacity_sentence(record)} {caption(record)}"
+
+# %% ../nbs/tables.ipynb #6d79ce07
+def capacity_sentence(
+    record: dict,  # of `capacity.capacity_record`
+) -> str:  # how each attack's accuracy moves from the smallest and shortest to the largest and longest cell
+    "What capacity and time change at the largest radius."
+    rows = [r for r in capacity_rows(record) if r["eps"] == record["attack"]["eps"][-1]]
+    key = lambda r: (r["weights"], r["iterations"])
+    ends = {k: {r["attack"]: r for r in rows if key(r) == k} for k in (min(map(key, rows)), max(map(key, rows)))}
+    where = f"at ε = {eps_text(record['attack']['eps'][-1], record['eps_unit'])}"
+    name = lambda k: f"{k[0]:,} weights and {k[1]:,} iterations"
+    said = lambda a: " → ".join(f"{found[a]['accuracy']:.1f}" for found in ends.values())
+    change = ", ".join(f"{SETTING_LABELS[a]} {said(a)} %" for a in next(iter(ends.values())))
+    open_ = f" Cells that are not there yet: {len(record['missing'])}." if record["missing"] else ""
+    between = " to ".join(map(name, ends))
+    return f"NSQ {where}, worst case, from {between}: {change}.{open_}"

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LAYER', 'ADVERSARY', 'RECIPES', 'NOISE', 'NOTHING_DONE', 'ROUNDED', 'TrainSpec', 'Recipe', 'recipe', 'add_noise',
-           'crafting', 'perturb', 'perturb_behind', 'growth', 'learning_rate', 'make_optimizer', 'chain_rule',
-           'input_gradient_l1', 'l1_loss', 'stability_loss', 'interval_loss', 'training_loss', 'training_step',
-           'rounding_effect', 'bytes_written', 'train_key', 'Start', 'train', 'interrupts_noted', 'time_per_iteration',
-           'training_cost']
+           'crafting', 'perturb', 'perturb_behind', 'growth', 'learning_rate', 'make_optimizer', 'averaged',
+           'chain_rule', 'input_gradient_l1', 'l1_loss', 'stability_loss', 'interval_loss', 'training_loss',
+           'training_step', 'rounding_effect', 'bytes_written', 'train_key', 'Start', 'train', 'interrupts_noted',
+           'time_per_iteration', 'training_cost']
 
 # %% ../nbs/training.ipynb #7f8811ed
 import copy
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as TF
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from . import records
@@ -49,7 +50,7 @@ class TrainSpec:
     batch_size: int = 100  # images a step
     lr: float = 1e-4  # learning rate, at its highest
     schedule: str = "constant"  # or 'onecycle', or 'madrylab': see `learning_rate`
-    optimizer: str = "adam"  # or 'sgd', with momentum .9
+    optimizer: str = "adam"  # or 'sgd', with momentum .9; or 'nesterov', the same with Nesterov's correction
     weight_decay: float = 0.0  # on convolution and dense weights only
     augment: bool = False  # crop from a margin of 2 black pixels and flip, anew each time an image is used
     craft_mode: str = "train"  # 'train' or 'eval': mode of the network (its batch norm) while the adversary works
@@ -60,6 +61,8 @@ class TrainSpec:
     noise_shape: str = "uniform"  # or 'signs', or 'gaussian': see `add_noise`
     shift: float = 0.0  # how far the thresholds of the layer are moved up, in [0, 1] pixel units
     worst: float = 0.0  # weight of the worst logits in the loss, see `interval_loss`; the rest is the natural loss
+    label_smoothing: float = 0.0  # share of each label that is spread over all classes
+    averaging: float = 0.0  # share of the average of weights that an iteration keeps; 0: the last weights count
 
     def __post_init__(self):
         records.check_fields(self, _train_rules(self))
@@ -82,9 +85,14 @@ def _optimizer_rules(s):
         "batch_size": (_whole(s.batch_size, 1), "a whole number, at least 1"),
         "lr": (_between(s.lr, 0, 10) and 0 < s.lr < 10, "a positive number below 10"),
         "schedule": (s.schedule in ("constant", "onecycle", "madrylab"), "'constant', 'onecycle' or 'madrylab'"),
-        "optimizer": (s.optimizer in ("adam", "sgd"), "'adam' or 'sgd'"),
+        "optimizer": (s.optimizer in ("adam", "sgd", "nesterov"), "'adam', 'sgd' or 'nesterov'"),
         "weight_decay": (_between(s.weight_decay, 0, 1) and s.weight_decay < 1, "a number in [0, 1)"),
         "augment": (type(s.augment) is bool, "True or False"),
+        "label_smoothing": (
+            _between(s.label_smoothing, 0, 0.9) and not (s.label_smoothing and (s.l1 or s.stability or s.worst)),
+            "a share in [0, 0.9]; above 0 only with the plain cross-entropy",
+        ),
+        "averaging": (_between(s.averaging, 0, 1) and s.averaging < 1, "a share in [0, 1)"),
         "precision": (s.precision in ("fp32", "bf16"), "'fp32' or 'bf16'"),
         "seed": (type(s.seed) is int, "a whole number"),
     }
@@ -308,7 +316,17 @@ def make_optimizer(
     groups = [{"params": weights, "weight_decay": spec.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     if spec.optimizer == "adam":
         return torch.optim.Adam(groups, spec.lr, fused=True)
-    return torch.optim.SGD(groups, spec.lr, momentum=0.9, fused=True)
+    return torch.optim.SGD(groups, spec.lr, momentum=0.9, nesterov=spec.optimizer == "nesterov", fused=True)
+
+# %% ../nbs/training.ipynb #9a725ce6
+def averaged(
+    model: nn.Module,  # network to train
+    spec: TrainSpec,  # averaging
+) -> AveragedModel | None:  # its `update_parameters(model)` is called after each iteration; None: nothing is averaged
+    "A copy of the network whose floating parameters and buffers are running averages."
+    if not spec.averaging:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(spec.averaging), use_buffers=True)
 
 # %% ../nbs/training.ipynb #5e680e19
 def chain_rule(
@@ -402,10 +420,11 @@ def training_loss(
     if spec.noise:
         x = add_noise(x, spec.noise, generator, shape=spec.noise_shape)
     if RECIPES[spec.model].behind:
-        return TF.cross_entropy(model.features(perturb_behind(model, x, y, spec, generator, grown)).float(), y)
+        z = perturb_behind(model, x, y, spec, generator, grown)
+        return TF.cross_entropy(model.features(z).float(), y, label_smoothing=spec.label_smoothing)
     if spec.steps:
         x = perturb(model, x, y, spec, generator, grown)
-    return TF.cross_entropy(model(x).float(), y)
+    return TF.cross_entropy(model(x).float(), y, label_smoothing=spec.label_smoothing)
 
 # %% ../nbs/training.ipynb #2a81925a
 def training_step(
@@ -426,17 +445,21 @@ def training_step(
     return loss.detach()
 
 # %% ../nbs/training.ipynb #cca99373
-def _pack_state(model, optimizer):
+def _pack_state(model, optimizer, average=None):
     "All tensors of a run by name."
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {} if average is None else {f"average.{k}": v for k, v in average.state_dict().items()}
     for i, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v for k, v in slots.items() if torch.is_tensor(v)}
     return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
 
 # %% ../nbs/training.ipynb #06364bca
-def _unpack_state(tensors, model, optimizer):
+def _unpack_state(tensors, model, optimizer, average=None):
     "Put the tensors of `_pack_state` back in place, in the memory layout of the parameters."
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+    own = lambda start: {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+    model.load_state_dict(own("model."))
+    if average is not None:
+        average.load_state_dict(own("average."))
     state, parameters = {}, [p for g in optimizer.param_groups for p in g["params"]]
     for k, v in tensors.items():
         if k.startswith("optimizer."):
@@ -448,14 +471,14 @@ def _unpack_state(tensors, model, optimizer):
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 # %% ../nbs/training.ipynb #547f044d
-def _save_state(path, model, optimizer, progress):
+def _save_state(path, progress, *parts):
     "Save all that a run needs to go on."
     from safetensors.torch import save
 
-    records.atomic_write(path, save(_pack_state(model, optimizer), {"nsq": records.canonical(progress)}))
+    records.atomic_write(path, save(_pack_state(*parts), {"nsq": records.canonical(progress)}))
 
 
-def _load_state(path, model, optimizer):
+def _load_state(path, *parts):
     "Progress of an interrupted run, or None where there is none. A damaged file is set aside with a message."
     import json
 
@@ -466,7 +489,7 @@ def _load_state(path, model, optimizer):
     try:
         with safe_open(path, "pt") as f:
             progress, tensors = json.loads(f.metadata()["nsq"]), {k: f.get_tensor(k) for k in f.keys()}
-        _unpack_state(tensors, model, optimizer)
+        _unpack_state(tensors, *parts)
         return progress
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
         path.rename(path.with_suffix(".damaged"))
@@ -497,7 +520,7 @@ def bytes_written(
 ) -> int:
     "Space on the disk that a training run needs, at most."
     weights = sum(4 * p.numel() for p in build(spec.network).parameters())
-    return weights + 2 * weights * (3 if spec.optimizer == "adam" else 2) + 2**20
+    return weights + 2 * weights * ((3 if spec.optimizer == "adam" else 2) + bool(spec.averaging)) + 2**20
 
 # %% ../nbs/training.ipynb #4b91cdc9
 def train_key(
@@ -551,18 +574,19 @@ def train(
 
 # %% ../nbs/training.ipynb #76fadf16
 def _trained(spec, data, device, folder, progress, save_every, start):
-    "The network after its last iteration, and its progress."
+    "The network after its last iteration, or the average of its weights, and its progress."
     state, leads = folder / "state.safetensors", start is None or start.leads
     model = build(spec.network, spec.K, spec.alpha, spec.seed, spec.shift)
     if start:
         start.begin(model)
     model = model.to(device).train()
-    optimizer = make_optimizer(model, spec)
+    parts = model, make_optimizer(model, spec), averaged(model, spec)
     check_inputs(model, data.floats(slice(2), device), data.y[:2].to(device), 0)
-    done = _load_state(state, model, optimizer) or dict(NOTHING_DONE)
-    save = lambda d: _save_state(state, model, optimizer, d) if leads else None
+    done = _load_state(state, *parts) or dict(NOTHING_DONE)
+    save = lambda d: _save_state(state, d, *parts) if leads else None
     step = start.step if start else training_step
-    return model, _loop(model, optimizer, spec, data, device, done, progress, save, save_every, step)
+    done = _loop(parts, spec, data, device, done, progress, save, save_every, step)
+    return (model if parts[2] is None else parts[2].module), done
 
 # %% ../nbs/training.ipynb #2b9a71b5
 class _Clock:
@@ -609,8 +633,9 @@ def interrupts_noted():
 NOTHING_DONE = {"iteration": 0, "seconds": 0.0, "cpu_seconds": 0.0, "losses": []}
 
 
-def _loop(model, optimizer, spec, data, device, done, progress, save, save_every, step):
+def _loop(parts, spec, data, device, done, progress, save, save_every, step):
     "Iterations from `done['iteration']` to the end; returns the final progress."
+    model, optimizer, average = parts
     x_all = data.x.to(device) if data.resident else data.x
     y_all, order = data.y.to(device), _Order(len(data.y), spec.batch_size, spec.seed)
     every, running = max(1, spec.iterations // 50), torch.tensor(done.get("running", 0.0), device=device)
@@ -625,6 +650,8 @@ def _loop(model, optimizer, spec, data, device, done, progress, save, save_every
             i, generator = order(t).to(device), _seeded(device, spec.seed, 2, t)
             x, y = x_all[i.to(x_all.device)].to(device).float() / 255, y_all[i]
             running += step(model, optimizer, x, y, spec, generator, growth(spec, t))
+            if average is not None:
+                average.update_parameters(model)
             bar.update(n)
             if (t + 1) % every == 0 or t + 1 == spec.iterations:
                 losses.append([t + 1, _finite(running.item() / ((t % every) + 1), spec, t)])

@@ -15,8 +15,11 @@ import pytest
 import torch
 from test_runs import BARE, ROOT, arguments, cli, evaluations, process
 
-from nsq_repro import cifar, parameter_study, records, results, tables, training
+from nsq_repro import cifar, mnist, parameter_study, records, results, tables, training
+from nsq_repro.certificates import certify
 from nsq_repro.data import load
+from nsq_repro.networks import build
+from nsq_repro.programs import check_program, read_program
 
 SMALL = {"scale": "smoke", "n_test": 20, "steps": 2, "eps": "8/255", "iterations": 3}
 LITTLE = {**SMALL, "models": "natural,nsq"}
@@ -86,7 +89,9 @@ def test_command_without_data_says_what_to_do(tmp_path):
         ({"eps": 2}, "eps="),
         ({"eps": "8"}, "8/255, not 8"),
         ({"models": "nqs"}, "natural"),
-        ({"network": "resnet"}, "narrow"),
+        ({"network": "resnet"}, "resnet9"),
+        ({"held": 1500}, "must be left"),
+        ({"held": 50}, "only 50 held-out"),
         ({"alpha": -1}, "alpha=-1"),
         ({"noise": "16"}, "16/255, not 16"),
         ({"step_size": "x"}, "step_size"),
@@ -279,3 +284,45 @@ def test_killed_training_ends_with_the_same_weights(model, tmp_path, monkeypatch
     again = weights(tmp_path / "killed")
     assert len(calls) == 9 + 12 - 8  # eight iterations were kept
     assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+def test_held_out_images_are_attacked_and_not_trained_on(tmp_path, monkeypatch):
+    "The last training images, in place of the test images; figures in a folder of their own."
+    monkeypatch.setenv("NSQ_HOME", str(tmp_path))
+    little = dict(scale="smoke", device="cpu", models="natural", n_test=20, steps=1, eps="8/255", iterations=2)
+    done = cifar.run(**little, held=30)
+    whole = load("photos", "train")
+    assert done.trained[0]["data"]["n"] == len(whole) - 30 and done.evaluated[0]["data"]["split"] == "held-out"
+    assert done.p.variant.startswith("cifar-") and "held30" in done.p.variant
+    ok = records.unpack(done.evaluated[0]["series"][0]["outcomes"][0], 20)
+    right = done.nets["natural"](whole.floats(slice(-30, -10))).argmax(1) == whole.y[-30:-10]
+    assert (ok == right.numpy()).all()
+
+
+def test_recipes_of_mnist_keep_their_names():
+    "Fields that were added to the spec since do not rename what is trained already."
+    fingerprint = "9098c74ff66846a5"  # of MNIST's training images
+    found = {
+        t.model: records.spec_hash(training.train_key(t, fingerprint))
+        for t in mnist.protocol(scale="cpu", device="cpu").train
+    }
+    assert found == {
+        "natural": "fe0fe6c679263cb2",
+        "pgd": "e9433e4d4e955480",
+        "sq": "14e08aae4641809f",
+        "nsq": "a758e1f020d1a9f1",
+        "fgsm_rs": "3114876c68fd6fa9",
+    }
+
+
+def test_certificates_read_resnet9():
+    "Batch normalization of the image, maxima and residual sums: the program is the network."
+    net = build("cifar_resnet9_small", 2, 25500.0)
+    x = load("photos", "train").floats(slice(30))
+    net(x)
+    net.eval()
+    program = read_program(net.features)
+    check_program(program, net.features, net.quantize(x[:4]))
+    assert sum(type(s.layer).__name__ == "Sum" for s in program.steps) == 2
+    y = net(x[:1]).argmax(1)
+    assert bool(certify(net, x[:1], y, 1e-6, boxes=1, method="crown").robust)

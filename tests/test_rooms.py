@@ -147,6 +147,7 @@ RUNS = {
     "parameter_study": dict(Ks="2", alphas="255", n_test=4, steps=2, iterations=3),
     "adaptive": dict(models="nsq", n_test=4, n_suite=2, parts="certificates,arithmetic,sanity"),
     "variants": dict(variants="nsq,box", n_test=4),
+    "capacity": dict(networks="tiny", lengths="3", n_test=4, steps=2),
     "fair": dict(models="nsq", budgets="0.001", seeds=1, n_test=4),
     "proven": dict(models="nsq_ibp", seeds=1, iterations=6, n_attack=4),
     "imagenet": dict(models="nsq", n_test=4, steps=2, iterations=2),
