@@ -287,7 +287,7 @@ def check_file(
 
 # %% ../nbs/results.ipynb #90967b68
 def check_archive(
-    path: Path,  # figures/<scale>/runs.zip
+    path: Path,  # `runs.zip` of a scale, beside its figures
 ) -> dict:  # file, problems, said, notes
     "Check the archive of a scale."
     try:
