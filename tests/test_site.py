@@ -82,7 +82,7 @@ def test_figures_have_a_label_a_caption_and_a_text(name):
         for option in ("fig-cap", "fig-alt"):
             assert re.search(rf"^#\| {option}: *\S", source, re.M), f"a figure without {option} in\n{source}"
         named = re.search(r"""results\.figure\(\s*['"]([\w-]+)""", source)
-        run = not named or any((ROOT / "figures").glob(f"*/{named[1]}.json"))  # what was never run has no picture
+        run = not named or any((NBS.parent / "figures").glob(f"*/{named[1]}.json"))  # what was never run has no picture
         assert drawn or not run, f"no picture in the outputs of\n{source}"
 
 
