@@ -22,7 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from . import records
-from .archive import archived_runs, listed_runs
+from .archive import archived_runs, listed_elsewhere, listed_runs
 from .records import scales_for
 from .statistics import wilson
 
@@ -227,7 +227,7 @@ def check_runs(
     record: dict,  # with 'runs', see `cells.made_from`
 ) -> tuple[list[str], str]:  # what does not match; how many of them are there
     "Compare the run files a record lists with those under runs/ and in the archive. Those in neither prove nothing."
-    problems, there, listed = [], 0, 0
+    problems, there, listed, asks = [], 0, 0, (record.get("scale"), record.get("item"))
     texts = archived_runs(record["scale"]) if record.get("runs") else {}
     for part in record.get("runs", ()):
         for name, digest in zip(part.get("hashes", ()), part["digests"]):
@@ -235,6 +235,8 @@ def check_runs(
             folders = [f"{kind}-{name}" for kind in part["kinds"]]
             files = [p for f in folders if (p := records.home() / "runs" / f / "record.json").exists()]
             packed = [records.parse_json(texts[f], f) for f in folders if f in texts]
+            if any(p["digest"] != digest and (name, p["digest"]) in listed_elsewhere(*asks) for p in packed):
+                packed, folders = [], []  # another run of the same spec, which another record is from
             there += bool(files or packed)
             try:
                 found = {str(p): records.load_record(p, name) for p in files}
