@@ -33,7 +33,7 @@ MADRYLAB = ("cifar_narrow", "cifar_wide")
 NINE = ("cifar_resnet9_small", "cifar_resnet9", "cifar_resnet9_wide")  # one shape, three widths
 GRIDS = {  # networks, lengths in iterations, images, radii, steps of the box attack and precision of its search
     "smoke": (("cifar_tiny", "cifar_resnet9_small"), (20, 40), 20, (4, 8), 4, "fp32"),
-    "cpu": (NINE, (15 * EPOCH, 60 * EPOCH), 500, (2, 4, 8), 100, "bf16"),
+    "cpu": (NINE, (3 * EPOCH, 10 * EPOCH), 500, (2, 4, 8), 100, "bf16"),
     "paper": (MADRYLAB, (20_000, 80_000), 1000, (2, 4, 8), 100, "fp32"),
 }
 PRESETS = {}

@@ -27,9 +27,9 @@ SGD = dict(batch_size=128, optimizer="sgd", lr=0.1, weight_decay=2e-4, augment=T
 EPOCH = 390  # iterations of 128 images
 FAST = dict(
     batch_size=128, optimizer="nesterov", lr=0.2, schedule="onecycle", weight_decay=5e-4, augment=True,
-    precision="bf16", label_smoothing=0.2,
+    precision="bf16", label_smoothing=0.2, iterations=10 * EPOCH,
 )
-FAST_ADVERSARY = dict(FAST, warmup=0.2, averaging=0.999, iterations=30 * EPOCH)
+FAST_ADVERSARY = dict(FAST, warmup=0.2, averaging=0.999)
 
 
 def _training(plain, pgd, fgsm_rs):
@@ -54,9 +54,9 @@ PRESETS = {
     ),
     "cpu": dict(
         COMMON, dataset="cifar10", network="cifar_resnet9",
-        n_test=2000, eps=RADII, steps=20, step_size=2 / 255,
+        n_test=1000, eps=RADII, steps=20, step_size=2 / 255,
         training=_training(
-            dict(FAST, iterations=60 * EPOCH), dict(FAST_ADVERSARY, steps=2, step_size=5 / 255), FAST_ADVERSARY
+            FAST, dict(FAST_ADVERSARY, steps=2, step_size=5 / 255), FAST_ADVERSARY
         ),
     ),
     "paper": dict(
