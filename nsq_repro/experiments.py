@@ -360,7 +360,7 @@ def run_protocol(
     needed = sum(bytes_written(t) for t in protocol.train if refresh or not there(t))
     records.check_space(records.home() / "runs", needed)
     for spec in protocol.train:
-        nets[spec.model], record = train(spec, train_data, device, refresh, progress)
+        nets[spec.model], record = train(spec, train_data, device, refresh, progress, held_out=test_data)
         trained.append(record)
     keys = {t.model: train_key(t, train_data.fingerprint) for t in protocol.train}
     jobs = [(t.model, a) for t in protocol.train for a in protocol.attacks if a.setting in settings_of(t)]

@@ -258,15 +258,20 @@ def cost_table(
 def training_table(
     record: dict,  # accuracy record, with the trainings of its models
 ) -> str:  # Markdown
-    "Iterations, precision, seconds and device of each training."
+    "Iterations, precision, seconds and device of each training, and what rounding its weights changed."
+    training = {m: record["training"][m] for m in in_order(record["training"])}
+    said = any("rounding" in r for r in training.values())
+    told = "{changed:,} of {n:,} ({before:,} → {after:,} right)"
+    rounded = lambda r: told.format(**r) if r else "not measured"
     rows = [
         {
             "model": LABELS.get(m, m), "network": r["spec"]["network"], "weights": f"{r['parameters']:,}",
             "iterations": f"{r['spec']['iterations']:,} × {r['spec']['batch_size']}",
             "precision": r["spec"]["precision"], "seconds": f"{r['seconds']:,.0f}",
             "device": r["provenance"]["device"],
+            **({"classes that rounding the weights changed": rounded(r.get("rounding"))} if said else {}),
         }
-        for m, r in ((m, record["training"][m]) for m in in_order(record["training"]))
+        for m, r in training.items()
     ]
     return table_markdown(rows, list(rows[0]))
 
