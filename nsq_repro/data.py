@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PHOTO_AREAS', 'MNIST_FILES', 'MNIST_FINGERPRINTS', 'CIFAR_CLASSES', 'CIFAR_FILES', 'CIFAR_COPIES', 'IMAGE_FILES',
-           'LEFT_BEHIND', 'DATASETS', 'fingerprint', 'Dataset', 'data_root', 'decoded_copies', 'load', 'available',
-           'crop_flip', 'pixels_near', 'pixel_record', 'slope_record']
+           'LEFT_BEHIND', 'DATASETS', 'fingerprint', 'Dataset', 'data_root', 'decoded_copies', 'photograph_folder',
+           'load', 'available', 'crop_flip', 'pixels_near', 'pixel_record', 'slope_record']
 
 # %% ../nbs/data.ipynb #f809b873
 import hashlib
@@ -468,6 +468,11 @@ def decoded_copies(
     "Decoded copies of image folders that are there."
     places = [p for split in ("train", "test") for p in _places_of_copies(data_root(root), split)]
     return [p for p in places if p.is_file()]
+
+# %% ../nbs/data.ipynb #7f9e82fa
+def photograph_folder() -> Path:
+    "Where decoded photographs are kept: $NSQ_CACHE/photographs, else in ~/.cache/nsq-repro."
+    return Path(os.environ.get("NSQ_CACHE") or _cache_folder()) / "photographs"
 
 # %% ../nbs/data.ipynb #6981f091
 def _load_cifar10(split, root, download):

@@ -14,7 +14,7 @@ import difflib
 import importlib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from typing import NamedTuple
@@ -35,7 +35,7 @@ from .weights import keep_networks
 def parameter(
     default,  # its value where none is given
     meaning: str,  # in words
-    one_of: tuple = (),  # the only values (of the elements, for a tuple)
+    one_of: Iterable = (),  # the only values (of the elements, for a tuple)
     least: float | None = None,  # smallest value allowed
     most: float | None = None,  # largest value allowed
     above: float | None = None,  # values must exceed this

@@ -12,6 +12,7 @@ __all__ = ['TIMM', 'LITE0', 'AUXILIARY', 'WNIDS', 'SOURCES', 'Input', 'known_net
 import hashlib
 import io
 import os
+import uuid
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import records
-from .data import Dataset, _alone, _cache_folder, data_root
+from .data import Dataset, _alone, data_root, photograph_folder
 from .networks import NETWORKS, load_checkpoint, weights_digest
 from .training import Start, TrainSpec, train, train_key, training_loss
 
@@ -373,8 +374,7 @@ def cache_file(
     for label, path in files:
         name = "/".join(path.parts[-3:]).encode(errors="surrogateescape")
         h.update(b"%d %d " % (label, path.stat().st_size) + name + b"\n")
-    folder = Path(os.environ.get("NSQ_CACHE") or _cache_folder()) / "photographs"
-    return folder / f"{h.hexdigest()[:16]}.npy"
+    return photograph_folder() / f"{h.hexdigest()[:16]}.npy"
 
 # %% ../nbs/photographs.ipynb #3e7e888f
 def _decode_all(files, expects, path):
@@ -382,7 +382,7 @@ def _decode_all(files, expects, path):
     shape, y = (len(files), 3, expects.size, expects.size), np.array([label for label, _ in files], "<i8")
     records.check_space(path, int(np.prod(shape, dtype=np.int64)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, h = path.with_suffix(f".{os.getpid()}.part"), hashlib.sha256(f"{shape} {y.shape}".encode())
+    part, h = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part"), hashlib.sha256(f"{shape} {y.shape}".encode())
     try:
         with open(part, "wb") as f:
             head = {"descr": "|u1", "fortran_order": False, "shape": shape}

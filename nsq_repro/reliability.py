@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 import nsq_repro
 from . import records
-from .data import DATASETS, available, data_root, decoded_copies, load
+from .data import DATASETS, available, data_root, decoded_copies, load, photograph_folder
 
 # %% ../nbs/reliability.ipynb #36c2d492
 class Finding(NamedTuple):
@@ -245,9 +245,10 @@ def leftovers(
             found.append(Leftover("finished run" if done else "unfinished run", p, _size(p)))
     if runs:
         found += [Leftover("executed notebook", p, _size(p)) for p in sorted((home / "runs").glob("*.ipynb"))]
-    whole, copies = {left.path for left in found}, decoded_copies(root)
+    whole, photographs = {left.path for left in found}, photograph_folder()
+    copies = [*decoded_copies(root), *sorted(photographs.glob("*.npy"))]
     loose = [left for f in dict.fromkeys((home / "runs", home / "figures")) for left in _loose_files(f)]
-    loose += [left for f in dict.fromkeys(p.parent for p in copies) for left in _loose_files(f)]
+    loose += [left for f in dict.fromkeys((*(p.parent for p in copies), photographs)) for left in _loose_files(f)]
     found += [left for left in loose if not whole & set(left.path.parents)]
     return found + [Leftover("decoded data", p, _size(p)) for p in copies]
 

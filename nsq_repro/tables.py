@@ -933,8 +933,8 @@ def fair_differences(
         bits.setdefault((c["budget"], c["model"]), []).append(outcomes(c))
     found = []
     for budget in sorted({b for b, _ in bits} - missing):
-        own = [np.stack(bits[budget, m]) for m in (rival, "nsq")]
-        found.append({"budget": budget, "rival": rival, **seeds_difference(*own), "seeds": len(own[1])})
+        theirs, ours = (np.stack(bits[budget, m]) for m in (rival, "nsq"))
+        found.append({"budget": budget, "rival": rival, **seeds_difference(theirs, ours), "seeds": len(ours)})
     return found
 
 # %% ../nbs/tables.ipynb #53d55715
