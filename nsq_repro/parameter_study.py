@@ -25,7 +25,7 @@ from nsq_repro.experiments import (
     parameter,
     progress_rows,
     read,
-    run_protocol,
+    run_grid,
 )
 from .training import train_key
 
@@ -49,6 +49,7 @@ class Parameters(TrainingParameters):
     Ks: tuple[int, ...] | None = parameter(None, "levels of the grid", least=1)
     alphas: tuple[float, ...] | None = parameter(None, "sharpnesses of the grid", above=0)
     setting: str = parameter("bpda", "how NSQ is attacked", SETTINGS)
+    workers: int = experiments.WORKERS
 
     def __post_init__(self):
         super().__post_init__()
@@ -80,9 +81,8 @@ def run(
     q = read(Parameters, parameters)
     p, cells, wanted = grid(**parameters)
     fit, test = datasets(p, q.data_root, q.download)
-    for i, (K, alpha) in enumerate(wanted if q.compute else (), 1):
-        print(f"cell {i} of {len(wanted)}: K = {K}, α = {alpha / 255:.10g}×255", flush=True)
-        run_protocol(cells[K, alpha], fit, test, q.refresh)
+    todo = {f"K = {K}, α = {alpha / 255:.10g}×255": cells[K, alpha] for K, alpha in wanted}
+    run_grid(q, todo if q.compute else {}, p.device, q.workers)
     return study_record(p, cells, fit, test)
 
 # %% ../nbs/parameter_study.ipynb #283749f1

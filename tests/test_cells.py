@@ -1,5 +1,6 @@
 """Cells: any number of workers gives the same, a killed run goes on, and what was found once is not lost or forged."""
 
+import importlib
 import os
 import random
 import subprocess
@@ -264,3 +265,24 @@ def test_bracket_keeps_what_earlier_runs_know(home, monkeypatch):
     other = {**record["runs"][0], "commits": [{"commit": "f" * 40, "dirty": False, "files": 1}]}
     mixed = {**record, "runs": [other, *record["runs"][1:]]}
     assert "fffffffff (1 run files)" in records.caption(mixed)
+
+
+GRIDS = {
+    "parameter_study": dict(Ks="2,3", alphas="255", n_test=4, steps=2, iterations=3),
+    "capacity": dict(networks="tiny", lengths="3,4", n_test=4, steps=2),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_cells_of_a_grid_side_by_side_are_those_one_after_the_other(name, tmp_path, monkeypatch):
+    "The same run files, byte for byte but for times and provenance, and the same record of the grid."
+    found, taken = [], ("seconds", "cpu_seconds", "images_per_second", "provenance", "digest", "from", "rows")
+    whole = lambda p: {k: v for k, v in records.load_record(p).items() if k not in taken}
+    for n in (1, 2):
+        monkeypatch.setenv("NSQ_HOME", str(tmp_path / str(n)))
+        grid = importlib.import_module(f"nsq_repro.{name}")
+        record = grid.run(scale="smoke", device="cpu", workers=n, **GRIDS[name])
+        assert not record["missing"]
+        left = sorted((tmp_path / str(n) / "runs").glob("[tec]*-*/record.json"))  # trainings, curves, box attacks
+        found.append({p.parent.name: whole(p) for p in left})
+    assert found[0] == found[1] and len(found[0]) >= 4
