@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_runs import BARE, ROOT, arguments, cli, evaluations, process
+from conftest import RUNS
+from test_runs import ROOT, arguments, cli, evaluations
 
 from nsq_repro import cifar, mnist, parameter_study, records, results, tables, training
 from nsq_repro.certificates import certify
@@ -21,8 +23,8 @@ from nsq_repro.data import load
 from nsq_repro.networks import build
 from nsq_repro.programs import check_program, read_program
 
-SMALL = {"scale": "smoke", "n_test": 20, "steps": 2, "eps": "8/255", "iterations": 3}
-LITTLE = {**SMALL, "models": "natural,nsq"}
+LITTLE = {"scale": "smoke", **RUNS["cifar"]}
+SMALL = {k: v for k, v in LITTLE.items() if k != "models"}
 
 
 def papermill(*args, home, cwd=ROOT, **env):
@@ -55,12 +57,9 @@ def parameters_of(command):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    "A home with a small CIFAR run in it, made without notebook and plots."
-    home = tmp_path_factory.mktemp("cifar")
-    done = process("run", "cifar", "--plain", "--scale", "smoke", *arguments(LITTLE), home=home, blocked=BARE)
-    assert done.returncode == 0, done.stderr
-    return home
+def home(bare, tmp_path_factory):
+    "A home with a small CIFAR run in it, made where nothing that draws can be imported."
+    return Path(shutil.copytree(bare.root / "cifar", tmp_path_factory.mktemp("cifar") / "home"))
 
 
 def test_plain_run_leaves_every_curve(home):
