@@ -67,7 +67,7 @@ def bare(tmp_path_factory):
     return SimpleNamespace(runs=RUNS, root=root, said=(root / "said").read_text(encoding="utf-8"))
 
 
-FIRST = ("rooms", "claims", "cifar", "runs", "kills", "imagenet", "outputs", "machines", "package", "cells")
+FIRST = ("rooms claims cifar runs kills imagenet data networks outputs machines package cells weights programs").split()
 
 
 def pytest_addoption(parser):
