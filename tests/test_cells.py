@@ -3,6 +3,7 @@
 import importlib
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ITERATIONS, RUNS
 from test_adaptive import CE, RADII, TARGETED, N, everything, network
 
 from nsq_repro import adaptive, cells, records, suite
@@ -240,13 +242,15 @@ def test_records_name_their_cells(home):
     assert all(keys <= set(r["provenance"]) for r in there)
 
 
-SMALL = dict(scale="smoke", device="cpu", models="nsq", n_test=4, n_suite=2, parts="certificates,arithmetic")
+SMALL = dict(scale="smoke", device="cpu", **{**RUNS["adaptive"], "parts": "certificates,arithmetic"})
 
 
-def test_bracket_keeps_what_earlier_runs_know(home, monkeypatch):
+def test_bracket_keeps_what_earlier_runs_know(bare, home, monkeypatch):
     from nsq_repro import mnist
 
-    budgets = {m: {**how, "iterations": 25} for m, how in mnist.PRESETS["smoke"]["training"].items()}
+    shutil.copytree(bare.root / "adaptive", home, dirs_exist_ok=True)
+    few = ITERATIONS["adaptive"]
+    budgets = {m: {**how, "iterations": few} for m, how in mnist.PRESETS["smoke"]["training"].items()}
     monkeypatch.setitem(mnist.PRESETS["smoke"], "training", budgets)
     first = adaptive.run(**SMALL)
     record = adaptive.bracket_record(first)

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_runs import BARE, ROOT, arguments, cli, evaluations, process
+from conftest import RUNS
+from papermill import PapermillExecutionError, execute_notebook
+from test_runs import ROOT, arguments, cli, evaluations
 
 from nsq_repro import cifar, mnist, parameter_study, records, results, tables, training
 from nsq_repro.certificates import certify
@@ -21,8 +24,9 @@ from nsq_repro.data import load
 from nsq_repro.networks import build
 from nsq_repro.programs import check_program, read_program
 
-SMALL = {"scale": "smoke", "n_test": 20, "steps": 2, "eps": "8/255", "iterations": 3}
-LITTLE = {**SMALL, "models": "natural,nsq"}
+LITTLE = {"scale": "smoke", **RUNS["cifar"]}
+QUIETLY = dict(kernel_name="python3", progress_bar=False)
+SMALL = {k: v for k, v in LITTLE.items() if k != "models"}
 
 
 def papermill(*args, home, cwd=ROOT, **env):
@@ -55,12 +59,9 @@ def parameters_of(command):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    "A home with a small CIFAR run in it, made without notebook and plots."
-    home = tmp_path_factory.mktemp("cifar")
-    done = process("run", "cifar", "--plain", "--scale", "smoke", *arguments(LITTLE), home=home, blocked=BARE)
-    assert done.returncode == 0, done.stderr
-    return home
+def home(bare, tmp_path_factory):
+    "A home with a small CIFAR run in it, made where nothing that draws can be imported."
+    return Path(shutil.copytree(bare.root / "cifar", tmp_path_factory.mktemp("cifar") / "home"))
 
 
 def test_plain_run_leaves_every_curve(home):
@@ -107,38 +108,21 @@ def test_wrong_values_stop_before_any_work(wrong, said, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_value_on_the_command_line(tmp_path):
-    done = papermill(
-        ROOT / "nbs" / "cifar.ipynb", "o.ipynb", "-p", "K", "0", "-p", "scale", "smoke", home=tmp_path, cwd=tmp_path
-    )
-    assert (
-        done.returncode != 0
-        and "ValueError: K=0" in done.stderr
-        and [f.name for f in tmp_path.iterdir()] == ["o.ipynb"]
-    )
+def test_wrong_value_in_the_notebook(tmp_path, monkeypatch):
+    monkeypatch.setenv("NSQ_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PapermillExecutionError, match="ValueError: K=0"):
+        execute_notebook(ROOT / "nbs" / "cifar.ipynb", "o.ipynb", {"K": 0, "scale": "smoke"}, **QUIETLY)
+    assert [f.name for f in tmp_path.iterdir()] == ["o.ipynb"]
 
 
-def test_papermill_from_another_folder(home, tmp_path):
+def test_papermill_from_another_folder(home, tmp_path, monkeypatch):
     """K reaches the specs, the figures' folder and the records; the natural model is not trained again;
     everything drawn is what its record says."""
     before = set(home.glob("runs/train-*"))
-    done = papermill(
-        ROOT / "nbs" / "cifar.ipynb",
-        "o.ipynb",
-        "-p",
-        "K",
-        "4",
-        *arguments(LITTLE),
-        "-p",
-        "scale",
-        "smoke",
-        "-p",
-        "levels",
-        "2,3,5",
-        home=home,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("NSQ_HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    execute_notebook(ROOT / "nbs" / "cifar.ipynb", "o.ipynb", {**LITTLE, "K": 4, "levels": "2,3,5"}, **QUIETLY)
     (new,) = set(home.glob("runs/train-*")) - before
     assert json.loads((new / "record.json").read_text())["spec"]["K"] == 4
     (folder,) = {p.parent for p in home.glob("figures/smoke/cifar-*/fig4.json")}
@@ -152,11 +136,7 @@ def test_papermill_from_another_folder(home, tmp_path):
     assert {"device", "versions", "commit", "dirty", "seconds"} <= set(fig4["provenance"]) and fig4["data"]["n"] == 20
     text = (tmp_path / "o.ipynb").read_text()
     assert "scikit-learn's two photographs" in text and '"output_type": "error"' not in text
-    os.environ["NSQ_HOME"], before = str(home), os.environ.get("NSQ_HOME")
-    try:
-        checked = [results.check_file(p) for p in folder.glob("*.json")]
-    finally:
-        os.environ.pop("NSQ_HOME") if before is None else os.environ.update(NSQ_HOME=before)
+    checked = [results.check_file(p) for p in folder.glob("*.json")]
     assert len(checked) == 8 and not [c for c in checked if c["problems"]], checked
 
 

@@ -4,18 +4,22 @@ import functools
 import gzip
 import hashlib
 import http.server
+import io
 import os
 import pickle
 import socket
 import subprocess
 import sys
 import threading
+import time
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import PROCESSES
 
 from nsq_repro import data
 
@@ -66,14 +70,6 @@ def test_digits_need_nothing(monkeypatch, offline, tmp_path):
     from sklearn.datasets import load_digits
 
     assert torch.cat([train.y, test.y]).tolist() == load_digits().target.tolist()
-
-
-def test_import_is_light():
-    "The module itself loads neither torchvision nor scikit-learn."
-    code = (
-        "import sys, nsq_repro.data; assert not {'torchvision', 'sklearn', 'matplotlib', 'fastcore'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_files_as_they_are(fake):
@@ -509,22 +505,39 @@ def test_bad_sets(case):
     assert str(e.value) == says
 
 
+def decode(root, ends):
+    "Decode when told to; tell of each image, and at last what was printed and decoded."
+    read, printed = data._read_image, io.StringIO()
+
+    def slow(path):
+        ends.send("decoded")
+        time.sleep(0.1)
+        return read(path)
+
+    data._read_image = slow
+    ends.recv()
+    with redirect_stdout(printed):
+        found = data.load("cifar10", "train", root).fingerprint
+    ends.send((printed.getvalue(), found))
+
+
 def test_two_processes_decode_once(copy):
     "Both want the same folder at once: one decodes, the other waits for it and reads what it has made."
-    code = (
-        "import sys, time; from nsq_repro import data; read = data._read_image\n"
-        "def slow(path): print('decoded', flush=True); time.sleep(.1); return read(path)\n"
-        "data._read_image = slow; print('ready', flush=True); input()\n"
-        "print(data.load('cifar10', 'train', sys.argv[1]).fingerprint)"
-    )
-    start = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    first, second = (subprocess.Popen([sys.executable, "-c", code, str(copy[0])], **start) for _ in range(2))
-    assert [p.stdout.readline() for p in (first, second)] == ["ready\n"] * 2
-    first.stdin.write("\n"), first.stdin.flush()
-    assert first.stdout.readline() == "decoded\n"
-    said = [p.communicate(text, timeout=120)[0].splitlines() for p, text in ((second, "\n"), (first, ""))]
-    assert [lines.count("decoded") for lines in said] == [0, 19] and said[0][-1] == said[1][-1]
-    assert any("another process; waiting" in line for line in said[0]) and not list(copy[0].glob("**/*.part"))
+    pipes = [PROCESSES.Pipe() for _ in range(2)]
+    for _, theirs in pipes:
+        PROCESSES.Process(target=decode, args=(copy[0], theirs), daemon=True).start()
+    (first, _), (second, _) = pipes
+    first.send("go")
+    assert first.poll(120) and first.recv() == "decoded"
+    second.send("go")
+    told = {p: [] for p in (second, first)}
+    for p, lines in told.items():
+        while not lines or lines[-1] == "decoded":
+            assert p.poll(120)
+            lines.append(p.recv())
+    (printed, found), (_, same) = (lines.pop() for lines in told.values())
+    assert [len(lines) for lines in told.values()] == [0, 19] and found == same
+    assert "another process; waiting" in printed and not list(copy[0].glob("**/*.part"))
 
 
 @pytest.mark.parametrize("utf8", "01")

@@ -3,6 +3,7 @@ that share a run without changing it."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import PROCESSES
 
 from nsq_repro import imagenet, photographs, records
 from nsq_repro.attacks import pgd
 from nsq_repro.cells import Workers, network_name
-from nsq_repro.data import Dataset, fingerprint
-from nsq_repro.networks import SoftQuantNet, build, load_checkpoint, save_checkpoint
+from nsq_repro.data import Dataset, fingerprint, load
+from nsq_repro.networks import SoftQuantNet, build, load_checkpoint, save_checkpoint, weights_digest
 from nsq_repro.photographs import Input, Pretrained, Team, class_indices, decoded, listed, read_weights, register
 from nsq_repro.quantization import SoftQuantize
 from nsq_repro.training import make_optimizer, recipe
@@ -278,33 +280,35 @@ def test_bfloat16_finds_and_float32_judges():
         assert (ok != full).float().mean() < 0.1
 
 
-TWO = """
-import json, os, sys
-from nsq_repro.data import load
-from nsq_repro.photographs import Team, fine_tune, register
-from nsq_repro.training import recipe
-from nsq_repro.networks import weights_digest
-team = Team("cpu")
-how = dict(network=register("squeezenet1_1"), iterations=4, batch_size=8, optimizer="sgd", lr=0.01)
-spec = recipe("nsq", K=8, alpha=1e4, noise=8 / 255, **how)
-net, r = fine_tune(spec, load("photos", "train").subset(32), None, 2, team, progress=False)
-told = {"rank": team.rank, "losses": r["losses"], "weights": weights_digest(net.state_dict())}
-open(f"rank{team.rank}of{team.size}.json", "w").write(json.dumps(told))
-"""
+def in_a_team(folder, rank, size, port):
+    "Fine-tune in one of several processes, as `accelerate launch` starts them, and tell what came out."
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    os.environ.update(NSQ_HOME=str(folder / f"{size}"), ACCELERATE_USE_CPU="true", RANK=f"{rank}", LOCAL_RANK=f"{rank}")
+    os.environ.update(WORLD_SIZE=f"{size}", MASTER_ADDR="127.0.0.1", MASTER_PORT=f"{port}")
+    team = Team("cpu")
+    how = dict(network=register("squeezenet1_1"), iterations=4, batch_size=8, optimizer="sgd", lr=0.01)
+    spec = recipe("nsq", K=8, alpha=1e4, noise=8 / 255, **how)
+    net, r = photographs.fine_tune(spec, load("photos", "train").subset(32), None, 2, team, progress=False)
+    told = {"rank": team.rank, "losses": r["losses"], "weights": weights_digest(net.state_dict())}
+    Path(f"rank{team.rank}of{team.size}.json").write_text(json.dumps(told))
 
 
 def test_two_processes_train_as_one(tmp_path):
     "The same losses to 1e-4; dropout and noise too are those of one process."
     pytest.importorskip("accelerate")
-    (tmp_path / "two.py").write_text(TWO)
     found = {}
     for n in (1, 2):
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        env |= {"NSQ_HOME": str(tmp_path / str(n)), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]  # what accelerate launch uses
-        command = [sys.executable, *(start if n == 2 else ()), str(tmp_path / "two.py")]
-        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        team = [PROCESSES.Process(target=in_a_team, args=(tmp_path, i, n, port)) for i in range(n)]
+        for p in team:
+            p.start()
+        for p in team:
+            p.join(300)
+            p.kill()
+        assert [p.exitcode for p in team] == [0] * n
         found[n] = [json.loads((tmp_path / f"rank{i}of{n}.json").read_text()) for i in range(n)]
     (one,), two = found[1], found[2]
     assert len({r["weights"] for r in two}) == 1

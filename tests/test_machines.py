@@ -25,11 +25,13 @@ SPEC = recipe("nsq", iterations=8, batch_size=10, network="cifar_tiny", lr=1e-3)
 WORK = """
 from nsq_repro import records
 from nsq_repro.cli import main
-from nsq_repro.data import load
+import torch
+from nsq_repro.data import Dataset
 from nsq_repro.training import recipe, train
 main(["list"])
+x, y = torch.randint(256, (8, 3, 32, 32)).byte(), torch.arange(8) % 2
 spec = recipe("natural", iterations=2, batch_size=4, network="cifar_tiny")
-train(spec, load("photos"))
+train(spec, Dataset(x, y, "noise", "α – ε", "train", ("α", "β")))
 records.save_table("toy", "α – ε", [{"α": "–"}], {"data": {"title": "α – ε"}}, "smoke")
 assert records.load_figure_record("toy", "smoke")["data"]["title"] == "α – ε"
 raise SystemExit(main(["list"]))

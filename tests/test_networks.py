@@ -2,16 +2,16 @@
 killed run."""
 
 import copy
+import itertools
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import safetensors.torch
 import torch
+from processes import PROCESSES
 from torch import nn
 
 from nsq_repro.networks import (
@@ -289,22 +289,26 @@ def test_failed_write_keeps_the_old_file(mine, tmp_path, monkeypatch):
     assert load_checkpoint(path)[1]["seed"] == 1 and [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+def write_on(path):
+    "Checkpoints without end."
+    m = build("mnist_cnn", K=1, alpha=1000.0)
+    for i in itertools.count(1):
+        save_checkpoint(path, m, {"i": i})
+
+
 def test_killed_while_writing(tmp_path):
     "A process that writes checkpoints over and over is killed: what lies there is whole."
     path = tmp_path / "m"
-    code = (
-        "import sys; from nsq_repro.networks import *\nm = build('mnist_cnn', K=1, alpha=1000.)\ni = 0\n"
-        "while True: i += 1; save_checkpoint(sys.argv[1], m, {'i': i})"
-    )
-    p = subprocess.Popen([sys.executable, "-c", code, str(path)])
+    p = PROCESSES.Process(target=write_on, args=(path,))
+    p.start()
     try:
         end = time.time() + 300
-        while not path.exists() and p.poll() is None and time.time() < end:
+        while not path.exists() and p.is_alive() and time.time() < end:
             time.sleep(0.01)
         time.sleep(0.25)
     finally:
-        p.send_signal(signal.SIGKILL)
-        p.wait()
-    assert p.returncode == -signal.SIGKILL
+        p.kill()
+        p.join()
+    assert p.exitcode == -signal.SIGKILL
     loaded, meta = load_checkpoint(path)
     assert meta["i"] >= 1 and equal(loaded, build("mnist_cnn", K=1, alpha=1000.0))

@@ -2,8 +2,6 @@
 find."""
 
 import itertools
-import subprocess
-import sys
 
 import matplotlib as mpl
 import numpy as np
@@ -76,14 +74,6 @@ def test_figures_find_printed_numbers(dataset, model, setting, eps, value, loss)
 
 def test_cited_numbers_are_not_marked_as_the_papers_own():
     assert tables.printed_value(paper(dataset="mnist"), {"model": "pgd", "setting": "pgd", "loss": "ce"}, 0.3) is None
-
-
-def test_importing_plots_changes_no_settings():
-    code = (
-        "import matplotlib as m, matplotlib.pyplot; a = dict(m.rcParams); import nsq_repro.plots; assert a == "
-        "dict(m.rcParams)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_saved_twice_is_the_same_file(tmp_path):

@@ -149,7 +149,7 @@ def test_one_radius_for_each_image_is_what_each_gets_alone():
     x = torch.where((x - 0.5).abs() < 0.4, x.round(), x)
     x.flatten(1)[:, 5:17] = 0.5 + 0.1 * (x.flatten(1)[:, 5:17] - 0.5)
     radii, settled = torch.tensor([0.0, 0.02, 0.05, 0.1, 0.2, 0.3], dtype=torch.float64), set()
-    for seed in range(6):
+    for seed in range(3):
         for alpha, proof in ((1000.0, certify), (math.inf, certify), (math.inf, exact_hard)):
             model = SoftQuantNet(Graph(seed), SoftQuantize(1, alpha)).eval()
             y = model(x).argmax(1)

@@ -3,14 +3,13 @@ its shape."""
 
 import ast
 import json
-import os
 import re
-import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from conftest import DRAWING
 from test_runs import cli
 
 import nsq_repro
@@ -19,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = {p.stem: p for p in sorted((ROOT / "nsq_repro").glob("[a-z]*.py"))}
 ORDER = re.findall(r"- (\w+)\.ipynb", (ROOT / "nbs" / "sidebar.yml").read_text(encoding="utf-8"))
 MACHINERY = ("records", "archive", "tables", "plots", "plots_beyond", "results", "cli")  # any page may use it
-DRAWING = ("matplotlib", "seaborn", "papermill", "nbdev", "fastcore", "IPython", "ipykernel")
 
 
 def imported(source, package="nsq_repro"):
@@ -141,44 +139,11 @@ def test_a_new_experiment_is_found_by_its_shape(toy, tmp_path):
     assert "MISMATCH" in toy("verify", "--scale", "cpu").stdout
 
 
-RUNS = {
-    "mnist": dict(models="nsq", n_test=4, steps=2, iterations=3),
-    "cifar": dict(models="nsq", n_test=4, steps=2, iterations=3),
-    "parameter_study": dict(Ks="2", alphas="255", n_test=4, steps=2, iterations=3),
-    "adaptive": dict(models="nsq", n_test=4, n_suite=2, parts="certificates,arithmetic,sanity"),
-    "variants": dict(variants="nsq,box", n_test=4),
-    "capacity": dict(networks="tiny", lengths="3", n_test=4, steps=2),
-    "fair": dict(models="nsq", budgets="0.001", seeds=1, n_test=4),
-    "proven": dict(models="nsq_ibp", seeds=1, iterations=6, n_attack=4),
-    "imagenet": dict(models="nsq", n_test=4, steps=2, iterations=2),
-    "benchmark": dict(parts="layer", rounds=1),
-}
-BLOCKED_RUN = """
-import sys, time
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in NAMES:
-            raise ImportError(f"{name} is not for training and attacks")
-sys.meta_path.insert(0, Refuse())
-import importlib, nsq_repro
-from nsq_repro import mnist
-few = {m: {**how, "iterations": 6} for m, how in mnist.PRESETS["smoke"]["training"].items()}
-mnist.PRESETS["smoke"]["training"] = few
-for name, how in RUNS.items():
-    importlib.import_module(f"nsq_repro.{name}").run(scale="smoke", device="cpu", **how)
-    print("ran", name, round(time.perf_counter()), flush=True)
-assert not set(NAMES) & {m.split(".")[0] for m in sys.modules}
-"""
-
-
-def test_every_experiment_runs_without_what_draws(tmp_path):
+def test_every_experiment_runs_without_what_draws(bare):
     from nsq_repro import experiments
 
-    assert set(RUNS) == set(experiments.experiment_names()), "an experiment is missing in RUNS"
-    code = f"NAMES, RUNS = {DRAWING!r}, {RUNS!r}\n{BLOCKED_RUN}"
-    env = {**os.environ, "NSQ_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("ran ")] == list(RUNS)
-    kinds = {p.parent.name.rsplit("-", 1)[0] for p in tmp_path.glob("runs/**/record.json")}
+    assert set(bare.runs) == set(experiments.experiment_names()), "an experiment is missing in RUNS"
+    assert bare.said.endswith("ended with 0"), bare.said
+    assert re.findall(r"^ran (.+)$", bare.said, re.M) == list(bare.runs)
+    kinds = {p.parent.name.rsplit("-", 1)[0] for p in bare.root.glob("*/runs/**/record.json")}
     assert kinds >= {"train", "eval", "attack", "proof", "zeros", "gradients", "sanity"}

@@ -2,21 +2,20 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
+import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
 import papermill
 import pytest
+import torch
+from conftest import RUNS
 
 from nsq_repro.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-BARE = ("papermill", "nbdev", "fastcore", "matplotlib", "seaborn", "IPython")  # what a bare GPU machine has none of
-SMALL = {"scale": "smoke", "models": "natural,nsq", "n_test": 20, "steps": 2, "eps": "0.1", "iterations": 3}
+SMALL = {"scale": "smoke", **RUNS["mnist"]}
 
 
 def cli(*args, home):
@@ -32,22 +31,6 @@ def cli(*args, home):
     return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
 
 
-def process(*args, home, blocked=()):
-    "The command in a process of its own, in which some packages cannot be imported; returns the finished process."
-    without = home / "blocked"
-    without.mkdir()
-    for name in blocked:
-        (without / f"{name}.py").write_text(f"raise ImportError('{name} is not for training and attacks')")
-    own = {"NSQ_HOME": str(home), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    return subprocess.run(
-        [sys.executable, "-m", "nsq_repro.cli", *map(str, args)],
-        env={**os.environ, **own, "PYTHONPATH": f"{without}{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-        cwd=home,
-    )
-
-
 def arguments(parameters):
     return [a for k, v in parameters.items() if k != "scale" for a in ("-p", k, str(v))]
 
@@ -60,12 +43,9 @@ def evaluations(home):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    "One small run without notebook: its home, and what it said."
-    home = tmp_path_factory.mktemp("plain")
-    done = process("run", "mnist", "--plain", "--scale", "smoke", *arguments(SMALL), home=home, blocked=BARE)
-    assert done.returncode == 0, done.stderr
-    return home
+def plain(bare, tmp_path_factory):
+    "A home with one small run in it, made where nothing that draws can be imported."
+    return Path(shutil.copytree(bare.root / "mnist", tmp_path_factory.mktemp("plain") / "home"))
 
 
 def test_plain_run_leaves_records(plain):
@@ -76,7 +56,8 @@ def test_plain_run_leaves_records(plain):
 
 
 def test_same_run_twice_is_identical(plain, tmp_path):
-    assert process("run", "mnist", "--plain", "--scale", "smoke", *arguments(SMALL), home=tmp_path).returncode == 0
+    torch.set_num_threads(1)  # as it was there
+    assert cli("run", "mnist", "--plain", "--scale", "smoke", *arguments(SMALL), home=tmp_path).returncode == 0
     assert evaluations(tmp_path) == evaluations(plain)
 
 

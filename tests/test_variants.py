@@ -2,6 +2,7 @@
 run that goes on."""
 
 import json
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from conftest import RUNS
 from test_adaptive import network
 
 from nsq_repro import mnist, records, results, suite, tables, variants
@@ -178,7 +180,7 @@ def test_costs_of_variants_that_share_a_model(tmp_path, monkeypatch):
     }
 
 
-SMALL = dict(scale="smoke", device="cpu", n_test=12, variants="nsq,box,threshold")
+SMALL = dict(scale="smoke", device="cpu", **RUNS["variants"])
 
 
 @pytest.fixture
@@ -214,7 +216,9 @@ def test_run_stops_and_goes_on(quick, monkeypatch):
     )  # looking makes no folders
 
 
-def test_record_draws_and_is_verified(quick):
+def test_record_draws_and_is_verified(quick, bare, tmp_path, monkeypatch):
+    shutil.copytree(bare.root / "variants", tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(suite, "not_broken", lambda *a, **k: pytest.fail("attacked again"))
     out = variants.run(**SMALL)
     record, made = variants.variants_record(out), results.Results("smoke")
     made.figure("mnist-variants-accuracy", record)
