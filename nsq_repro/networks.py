@@ -177,11 +177,10 @@ def _block(inputs, outputs, pool=1):
 # %% ../nbs/networks.ipynb #57310e3c
 def keep_widths(
     net: nn.Module,  # its weights are drawn anew, by the global random state
-) -> nn.Module:  # the same
-    "Initial weights of @eq-networks-interval-initial; biases of 0."
+) -> None:
+    "Initial weights that keep intervals as wide as they are, biases of 0, in place."
     for p in net.parameters():
         nn.init.normal_(p, std=(2 * math.pi) ** 0.5 / p[0].numel()) if p.ndim > 1 else nn.init.zeros_(p)
-    return net
 
 # %% ../nbs/networks.ipynb #1c8651cc
 class StridedCNN(nn.Module):
@@ -214,7 +213,9 @@ def strided_cifar(
     "A small network for CIFAR-10 without pooling, its initial weights those that keep intervals as wide as they are."
     convs = [nn.Conv2d(m, n, 3, stride=2, padding=1) for m, n in zip((3, *channels), channels)]
     dense = (nn.Flatten(), nn.Linear(16 * channels[-1], hidden), nn.ReLU(), nn.Linear(hidden, 10))
-    return keep_widths(nn.Sequential(*(step for conv in convs for step in (conv, nn.ReLU())), *dense))
+    net = nn.Sequential(*(step for conv in convs for step in (conv, nn.ReLU())), *dense)
+    keep_widths(net)
+    return net
 
 # %% ../nbs/networks.ipynb #34982dfc
 class SoftQuantNet(nn.Module):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'EXPERIMENTS', 'TRAINING', 'COMMON', 'PRESETS', 'COLOURS', 'CIFAR', 'QUESTION', 'experiment', 'SIDES',
-           'Parameters', 'Plan', 'plan', 'trainings', 'spec_of', 'proven_by_intervals', 'proven_beyond', 'rounded',
-           'room', 'both_sides', 'trained_and_proven', 'cell', 'run', 'curves', 'rivals', 'proven_record', 'publish',
-           'proven_rows', 'proven_table', 'mean_seconds', 'beside_lines', 'proven_sentence', 'layer_sentence',
-           'adversary_sentence', 'items', 'break_rows']
+           'AIMS', 'Parameters', 'Plan', 'plan', 'trainings', 'spec_of', 'proven_by_intervals', 'proven_beyond',
+           'rounded', 'room', 'both_sides', 'trained_and_proven', 'cell', 'run', 'curves', 'rivals', 'proven_record',
+           'publish', 'proven_rows', 'proven_table', 'mean_seconds', 'beside_lines', 'proven_sentence',
+           'layer_sentence', 'adversary_sentence', 'aim_sentence', 'cifar_rows', 'layer_text', 'cifar_table',
+           'cifar_sentence', 'cifar_verdict', 'items', 'break_rows']
 
 # %% ../nbs/proven.ipynb #7f08e2db
 import copy
@@ -500,18 +501,122 @@ def adversary_sentence(
         f"PGD-Defense (first {pgd['n']:,} images), of which {known}."
     )
 
+# %% ../nbs/proven.ipynb #1431d6cf
+AIMS = {0.1: 97.0, 0.3: 93.0}  # radius → % proven on MNIST
+
+
+def aim_sentence(
+    record: dict,  # of `proven_record`, MNIST
+) -> str:  # Markdown
+    "What is proven beside what was aimed at, and after how much training."
+    rows, said = {(r["model"], r["eps"]): r for r in proven_rows(record)}, []
+    there = [(e, aim, rows["nsq_ibp", e]["intervals"]) for e, aim in AIMS.items() if ("nsq_ibp", e) in rows]
+    for e, aim, share in there:
+        short = f"{aim - share:.1f} points short of" if share < aim else "not less than"
+        said.append(f"{share:.1f} % at ε = {e:g}, {short} the {aim:g} % aimed at")
+    if not said:
+        return ""
+    spec = next(r["spec"] for r in record["networks"] if r["model"] == "nsq_ibp")
+    seen = spec["iterations"] * spec["batch_size"]
+    return (
+        f"Intervals prove {'; '.join(said)}. Each network has seen {seen:,} images in {spec['iterations']:,} "
+        f"iterations, {mean_seconds(record, 'nsq_ibp') / 60:.0f} minutes on one thread."
+    )
+
+# %% ../nbs/proven.ipynb #1d88837d
+def cifar_rows(
+    record: dict,  # of `proven_record`, each training at its own radius
+) -> list[dict]:  # which training; clean, attacked, intervals (%); free (% of values); width; n, n_attack; seconds
+    "Both sides of each network at the radius it was trained for."
+    rows = []
+    for r in record["networks"]:
+        e, which = r["radius"], ("model", "K", "seed", "radius")
+        own = {s["accounting"]: s for s in record["series"] if all(s[k] == r[k] for k in which)}
+        at = lambda side, e: round(100 * own[side]["accuracy"][own[side]["eps"].index(e)], 2)
+        row = {k: r[k] for k in which} | {"clean": at("intervals", 0.0)}
+        row |= {side: at(side, e) for side in ("attacked", "intervals")}
+        row |= {"free": round(100 * r["free"][f"{e:g}"] / r["values"], 2), "width": r["width"][f"{e:g}"]}
+        row |= {"n": own["intervals"]["n"], "n_attack": own["attacked"]["n"]}
+        rows.append({**row, "seconds": round(r["training"]["cpu_seconds"])})
+    return rows
+
+# %% ../nbs/proven.ipynb #5fa0fa59
+def layer_text(
+    K: int | None,  # levels
+) -> str:
+    "A layer in words."
+    return "no layer" if K is None else f"K = {K}"
+
+# %% ../nbs/proven.ipynb #cf20f53f
+def cifar_table(
+    record: dict,  # as for `cifar_rows`
+) -> str:  # Markdown
+    "Clean, unbroken and proven accuracy of each network, and how much can move, with the answer below."
+    rows = cifar_rows(record)
+    lines = [{**r, "at": records.eps_text(r["radius"], 255), "layer": layer_text(r["K"])} for r in rows]
+    lines = [line | {k: f"{line[k]:.1f}" for k in ("clean", "attacked", "intervals", "free")} for line in lines]
+    lines = [line | {"width": f"{line['width']:.4f}"} for line in lines]
+    columns = {"at": "trained and measured at ε", "layer": "layer", "clean": "clean, %", "attacked": "not broken, %"}
+    columns |= {"intervals": "proven, %", "free": "values that can move, %", "width": "mean width of intervals"}
+    columns |= {"seconds": "training, s"}
+    below = f"Not broken: box attack on the first {rows[0]['n_attack']:,} images; clean and proven: all. "
+    below += f"Training: processor seconds on one thread. {records.caption(record)}"
+    return f"{records.table_markdown(lines, columns)}\n\n{below}\n\n{cifar_sentence(record)}"
+
+# %% ../nbs/proven.ipynb #206329e0
+def cifar_sentence(
+    record: dict,  # as for `cifar_rows`
+) -> str:  # Markdown
+    "Whether the layer adds proofs on CIFAR-10, and why."
+    rows, said = cifar_rows(record), []
+    listed = lambda some, text: ", ".join(f"{text(r)} ({layer_text(r['K'])})" for r in some)
+    for e in sorted({r["radius"] for r in rows}):
+        some = [r for r in rows if r["radius"] == e]
+        proofs, left = (listed(some, lambda r: f"{r[k]:.1f} %") for k in ("intervals", "attacked"))
+        said.append(f"At ε = {records.eps_text(e, 255)} intervals prove {proofs}; attacks leave {left}.")
+        behind, plain = [r for r in some if r["K"]], [r for r in some if not r["K"]]
+        if behind and plain:
+            said[-1] += f" {cifar_verdict(behind, plain)}"
+            wide = np.mean([r["width"] for r in plain])
+            free, times = listed(behind, lambda r: f"{r['free']:.1f} %"), lambda r: f"{r['width'] / wide:.2f}"
+            said[-1] += f" Behind the layer {free} of the values can move, but each by 1/K: intervals are "
+            said[-1] += f"{listed(behind, times)} times as wide in the mean as without."
+    spec = record["networks"][0]["spec"]
+    short = f"Trainings are short: {spec['iterations']:,} iterations of {spec['batch_size']} images"
+    seeds = len({r["seed"] for r in rows})
+    return "\n".join(f"* {s}" for s in [*said, f"{short}, {seeds} seed{'s' * (seeds > 1)} each."])
+
+# %% ../nbs/proven.ipynb #e675cb1d
+def cifar_verdict(
+    behind: list[dict],  # rows of `cifar_rows` with a layer, at one radius
+    plain: list[dict],  # those without, at the same
+) -> str:  # a sentence
+    "Whether networks behind the layer are proven more often than those without."
+    best, base = max(r["intervals"] for r in behind), max(r["intervals"] for r in plain)
+    gap = best - base
+    if abs(gap) < 0.05:
+        return "The layer changes nothing."
+    return f"The best layer {'adds' if gap > 0 else 'costs'} {abs(gap):.1f} proven points."
+
 # %% ../nbs/proven.ipynb #bd329f94
 def items():
-    "Figure and table of this page, see `results.Item`."
+    "Figures and tables of this page, see `results.Item`."
     from nsq_repro import plots_beyond
     from nsq_repro.results import Item
 
     return (
         Item("mnist-proven", draw=plots_beyond.fig_proven, cell="proven.ipynb#fig-proven"),
         Item("proven-words", words=proven_sentence, of="mnist-proven"),
+        Item("proven-aim-words", words=aim_sentence, of="mnist-proven"),
         Item(
             "mnist-proven-values", table=lambda r: (proven_table(r), proven_rows(r)), of="mnist-proven",
             cell="proven.ipynb#fig-proven",
+        ),
+        Item("cifar-proven", draw=plots_beyond.fig_proven_cifar, cell="proven.ipynb#fig-proven-cifar"),
+        Item("cifar-proven-words", words=cifar_sentence, of="cifar-proven"),
+        Item(
+            "cifar-proven-values", table=lambda r: (cifar_table(r), cifar_rows(r)), of="cifar-proven",
+            cell="proven.ipynb#fig-proven-cifar",
         ),
     )
 
