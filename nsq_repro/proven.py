@@ -33,6 +33,7 @@ from .exact import bracket, judged
 from .experiments import Experiment, choose_device, choose_scale, parameter, read, variant_name
 from .fair import Trainings, splits
 from .networks import load_checkpoint, save_checkpoint
+from .statistics import wilson
 from .suite import Attack, cascade, check_radii, has_bounds, left_of, not_broken
 from .training import recipe, train, train_key
 
@@ -591,12 +592,13 @@ def cifar_verdict(
     behind: list[dict],  # rows of `cifar_rows` with a layer, at one radius
     plain: list[dict],  # those without, at the same
 ) -> str:  # a sentence
-    "Whether networks behind the layer are proven more often than those without."
-    best, base = max(r["intervals"] for r in behind), max(r["intervals"] for r in plain)
-    gap = best - base
-    if abs(gap) < 0.05:
-        return "The layer changes nothing."
-    return f"The best layer {'adds' if gap > 0 else 'costs'} {abs(gap):.1f} proven points."
+    "Whether networks behind the layer are proven more often than those without: the best of each, 95 % intervals."
+    best, base = (max(some, key=lambda r: r["intervals"]) for some in (behind, plain))
+    gap = best["intervals"] - base["intervals"]
+    one, other = (wilson(round(r["intervals"] * r["n"] / 100), r["n"]) for r in (best, base))
+    if one[0] > other[1] or one[1] < other[0]:
+        return f"The best layer {'adds' if gap > 0 else 'costs'} {abs(gap):.1f} proven points."
+    return f"The best layer is {abs(gap):.1f} points from none, which {best['n']:,} images cannot tell from no difference."
 
 # %% ../nbs/proven.ipynb #bd329f94
 def items():
