@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DASHED', 'ATTACK_COLORS', 'fig_effects', 'fig_bracket', 'fig_time', 'fig_variants', 'fig_thresholds', 'fig_fair',
-           'fig_proven', 'fig_capacity', 'fig_benchmark']
+           'fig_proven', 'fig_proven_cifar', 'fig_capacity', 'fig_benchmark']
 
 # %% ../nbs/plots_beyond.ipynb #072bb57d
 import itertools
@@ -310,6 +310,32 @@ def fig_proven(
     note = f"IBP and NSQ-IBP: trained at ε = {a['radius']:g}, proven by intervals on all images, attacked on the first "
     note += f"{a['n_attack']:,}; processor seconds. The others as on the page Does it hold?"
     footnote(fig, f"{caption(record)} {note}")
+    return fig
+
+# %% ../nbs/plots_beyond.ipynb #6f351f95
+@styled
+def fig_proven_cifar(
+    record: dict,  # of `proven.proven_record`, several radii
+) -> Figure:
+    "What is proven and what is not broken against ε, a panel for each radius trained for."
+    radii = sorted({s["radius"] for s in record["series"]})
+    looks: dict = level_looks([s["K"] for s in record["series"] if s["K"]])
+    looks[None] = {"label": "no layer", "color": GREY, "marker": "D"}
+    fig, axes = plt.subplots(1, len(radii), figsize=(7, 2.7), sharex=True, sharey=True, squeeze=False)
+    for ax, radius in zip(axes.flat, radii):
+        for s in (s for s in record["series"] if s["radius"] == radius and s["accounting"] != "certified"):
+            kind = {k: looks[s["K"]][k] for k in ("color", "marker")}
+            sure = s["accounting"] == "intervals"
+            how = dict(ls="-", ms=3.5) if sure else dict(ls=DASHED, lw=0.9, ms=3.5, mfc="white")
+            ax.plot(255 * np.asarray(s["eps"]), 100 * np.asarray(s["accuracy"]), **kind, **how, clip_on=False)
+        ax.set(title=f"trained at {eps_text(radius, 255)}", xlabel="$\\varepsilon$ (1/255)", ylim=(0, None))
+    axes[0, 0].set_ylabel("accuracy (%)")
+    marks = [Line2D([], [], color=k["color"], marker=k["marker"], label=k["label"]) for k in looks.values()]
+    marks += [Line2D([], [], color=GREY, label="proven")]
+    marks += [Line2D([], [], color=GREY, ls=DASHED, lw=0.9, marker="o", mfc="white", label="not broken")]
+    fig.legend(handles=marks, loc="outside upper center", ncols=len(marks), borderaxespad=0.2)
+    n = record["asked"]["n_attack"]
+    footnote(fig, f"{caption(record)} Proven by intervals on all of these images, attacked on the first {n:,}.")
     return fig
 
 # %% ../nbs/plots_beyond.ipynb #a606e5d4

@@ -19,14 +19,14 @@ from matplotlib import pyplot as plt  # noqa: E402
 from nsq_repro import records, results  # noqa: E402
 
 NBS = Path(__file__).resolve().parents[1] / "nbs"
-MADE = re.compile(r'\b(?:results|items_of_pages)\.(figure|draw|table)\(\s*(?:name\()?"([\w-]+)"')
+MADE = re.compile(r'\b(?:results|items_of_pages)\.(figure|draw|table|item_text)\(\s*(?:name\()?"([\w-]+)"')
 
 
 def shown(cells):
     "Item, kind of output and output of the cells that make one figure, or tables and nothing else."
     for cell in cells:
         named = MADE.findall("".join(cell["source"])) if cell["cell_type"] == "code" else []
-        kinds = {"text/markdown" if how == "table" else "image/png" for how, _ in named}
+        kinds = {"image/png" if how in ("figure", "draw") else "text/markdown" for how, _ in named}
         for kind in kinds if len(kinds) == 1 else ():
             outputs = [o["data"] for o in cell["outputs"] if kind in o.get("data", {})]
             yield from ((item, kind, data) for (_, item), data in zip(named, outputs) if len(outputs) == len(named))
@@ -35,8 +35,9 @@ def shown(cells):
 def made(item, kind):
     "The item as a notebook shows it; None where it has no record."
     record = records.best_record(item) or records.best_record(f"mnist-{item}")
-    if record is None:
-        return None
+    if record is None:  # words have none of their own
+        words = item in results.items() and kind == "text/markdown"
+        return results.item_text(item).encode() if words else None
     if kind == "text/markdown":
         return results.item_text(record["item"]).encode()
     figure = results.draw(record["item"], record)

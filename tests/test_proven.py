@@ -18,7 +18,7 @@ from nsq_repro.intervals import interval, lowest_margins, worst_logits
 from nsq_repro.networks import SoftQuantNet, build, load_checkpoint, save_checkpoint
 from nsq_repro.programs import NoBounds, read_program
 from nsq_repro.quantization import SoftQuantize
-from nsq_repro.results import check_series
+from nsq_repro.results import check_series, draw
 from nsq_repro.training import TrainSpec, interval_loss, recipe, train, train_key, training_loss
 from nsq_repro.zonotopes import forward
 
@@ -137,6 +137,10 @@ def test_specs_have_what_they_need_and_no_more():
         (lambda: proven.plan(scale="smoke", n_attack=1000), "at most 100"),
         (lambda: proven.plan(scale="smoke", models="nsq"), "nsq_ibp"),
         (lambda: proven.plan(scale="smoke", wurst=0.5), "did you mean worst"),
+        (lambda: proven.plan(scale="smoke", K=(1, 2)), "K=.1, 2.: mnist takes one"),
+        (lambda: proven.plan(scale="smoke", radius=(0.1, 0.3)), "radius=.0.1, 0.3.: mnist takes one"),
+        (lambda: proven.plan(scale="smoke", experiment="cifar", K=(2, 2)), "2 is given twice"),
+        (lambda: proven.plan(scale="smoke", experiment="cifr"), "did you mean 'cifar'"),
     ],
 )
 def test_wrong_values_are_refused_in_one_line(wrong, word):
@@ -234,12 +238,13 @@ def test_what_is_not_a_number_is_not_proven():
 
 
 def test_initial_weights_keep_intervals_as_wide_as_they_are():
-    x = images(10, shape=(1, 28, 28)).float()
     wide = {}
-    for name in ("mnist_strided", "mnist_strided_pytorch"):
+    for name in ("mnist_strided", "mnist_strided_pytorch", "cifar_strided"):
+        x = images(10, shape=(3, 32, 32) if name == "cifar_strided" else (1, 28, 28)).float()
         low, high = interval(read_program(build(name)), x - 0.5, x + 0.5)
         wide[name] = float((high - low).mean())
-    assert 0.6 < wide["mnist_strided"] < 1.6 and wide["mnist_strided_pytorch"] > 20
+    assert all(0.6 < wide[name] < 1.6 for name in ("mnist_strided", "cifar_strided"))
+    assert wide["mnist_strided_pytorch"] > 20
 
 
 def test_rounded_weights_survive_their_file(tmp_path):
@@ -282,7 +287,9 @@ def test_the_record_is_made_again_from_what_is_there(made):
     record, how, home = made
     assert proven.run(**how, compute=False) == record
     some = proven.run(**{**how, "seeds": 2}, compute=False)
-    assert len(some["networks"]) == 2 and some["missing"] == [["nsq_ibp", 1], ["ibp", 1]]
+    assert len(some["networks"]) == 2 and [(t["model"], t["seed"]) for t in some["missing"]] == [
+        ("nsq_ibp", 1), ("ibp", 1),
+    ]  # fmt: skip
     with pytest.raises(FileNotFoundError, match="compute=True"):
         proven.run(**{**how, "worst": 0.6}, compute=False)
 
@@ -337,3 +344,72 @@ def test_proven_and_broken_is_an_error(made, monkeypatch):
     net, _ = train(spec, fit, progress=False)
     with pytest.raises(ValueError, match="certified and broken"):
         proven.both_sides(proven.rounded(net), "nsq_ibp", train_key(spec, fit.fingerprint), p, test)
+
+
+def test_the_published_record_is_of_the_preset():
+    record = records.load_json(records.repository() / "figures" / "cpu" / "mnist-proven.json")
+    p = proven.plan(scale="cpu", device="cpu")
+    asked = {(r["model"], r["seed"]): r["spec"] for r in record["networks"]}
+    for t in proven.trainings(p):
+        spec = records.spec_dict(proven.spec_of(p, **t), defaults=True)
+        assert {k: v for k, v in spec.items() if k in asked[t["model"], t["seed"]]} == asked[t["model"], t["seed"]]
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory):
+    "A record of the colour images' part at scale smoke, and the networks it is about by layer."
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("NSQ_HOME", str(tmp_path_factory.mktemp("coloured")))
+        how = dict(scale="smoke", device="cpu", experiment="cifar", K=2, radius=2 / 255, n_attack=10, iterations=80)
+        record, p = proven.run(**how), proven.plan(**how)
+        fit, _, test = proven.splits(p)
+        load_net = lambda t: proven.rounded(train(proven.spec_of(p, **t), fit, progress=False)[0])
+        yield record, {t["K"]: load_net(t) for t in proven.trainings(p)}, test
+
+
+def test_trainings_of_colour_images_stand_beside_each_other():
+    p = proven.plan(scale="smoke", device="cpu", experiment="cifar")
+    cells = [(t["radius"], t["K"]) for t in proven.trainings(p)]
+    assert cells == [(e / 255, K) for e in (2, 8) for K in (2, 4, None)] and set(p.radius) <= set(p.eps)
+    specs = [proven.spec_of(p, **t) for t in proven.trainings(p)]
+    assert [s.K for s in specs] == [2, 4, None] * 2 and all(s.augment and s.network == "cifar_strided" for s in specs)
+    assert {s.alpha for s in specs} == {25500.0, None} and [s.eps for s in specs] == [c[0] for c in cells]
+    odd = proven.plan(scale="smoke", device="cpu", experiment="cifar", radius=3 / 255)
+    assert odd.eps == tuple(e / 255 for e in (1, 2, 3, 4, 8)) and odd.variant == "proven-cifar-radius0.0117647"
+
+
+def test_the_record_of_colour_images_counts_what_it_says(coloured):
+    record, nets, test = coloured
+    assert check_series(record) == [] and not record["missing"] and record["eps_unit"] == 255
+    rows = {r["K"]: r for r in proven.cifar_rows(record)}
+    for K, r in rows.items():
+        x, S = test.floats(), getattr(nets[K], "quantize", None)
+        assert r["clean"] == pytest.approx(100 * (nets[K](x).argmax(1) == test.y).float().mean().item(), abs=0.01)
+        sure = proven.proven_by_intervals(nets[K], x, test.y, 2 / 255)
+        assert r["intervals"] == pytest.approx(100 * sure.float().mean().item(), abs=0.01) and r["attacked"] <= 100
+        lo, hi = ball(x, 2 / 255) if S is None else S.reachable_box(x, 2 / 255)
+        assert r["width"] == pytest.approx((hi - lo).mean().item(), abs=1e-5)
+        assert r["free"] == pytest.approx(100 * (hi - lo > 1e-6).float().mean().item(), abs=0.01)
+    assert rows[2]["free"] < 10 < 99 < rows[None]["free"]
+    assert proven.cifar_table(record).count("\n| 2/255 |") == 2 and draw("cifar-proven", record).axes
+    said = proven.cifar_sentence(record)
+    assert "(K = 2), " in said and "80 iterations of 50 images, 1 seed each" in said
+
+
+def test_no_search_breaks_a_proven_colour_image(coloured):
+    _, nets, test = coloured
+    g, e = torch.Generator().manual_seed(0), 2 / 255
+    for K, net in nets.items():
+        x, y = test.floats(), test.y
+        sure = proven.proven_by_intervals(net, x, y, e)
+        x, y = x[sure], y[sure]
+        assert len(y) > 20 and len(y.unique()) > 1
+        lo, hi = ball(x, e)
+        for _ in range(30):
+            z = lo + (hi - lo) * torch.rand(x.shape, generator=g)
+            for point in (z, torch.where(z < x, lo, hi)):
+                assert (net(point).argmax(1) == y).all()
+        for loss in ("ce", "cw", "dlr", "targeted"):
+            assert zbox(net, x, y, e, steps=10, loss=loss, targets=2).correct.all()
+        setting = "pgd" if K is None else "bpda_ste"
+        assert pgd(net, x, y, e, 10, e / 4, loss="ce", setting=setting).correct_worst.all()
