@@ -823,7 +823,8 @@ def _compared(record, there):
         sure = "undecided" if d["low"] <= 0 <= d["high"] else "more" if d["value"] > 0 else "less"
         pair = " against ".join(records.LABELS[m] for m in pair)
         ends = f"{100 * d['low']:+.1f} to {100 * d['high']:+.1f}"
-        lines.append(f"* **{what}**, under the box attack: {pair} {100 * d['value']:+.1f} points ({ends}: {sure}).")
+        points = f"{100 * d['value']:+.1f} points ({ends}: {sure})".replace("-", "−")
+        lines.append(f"* **{what}**, under the box attack: {pair} {points}.")
     return lines
 
 # %% ../nbs/imagenet.ipynb #670fa0d2

@@ -962,9 +962,9 @@ def fair_sentence(
         verdict = "Yes"
     elif all(d["high"] < 0 for d in found):
         verdict = "No"
-    points = lambda v: f"{100 * v:+.1f}"
+    points = lambda v: f"{100 * v:+.1f}".replace("-", "−")
     one = lambda d: (
-        f"after {d['budget']:g} min {LABELS[d['rival']]} keeps {points(d['value'])} points "
+        f"after {d['budget']:g} min {LABELS[d['rival']]} is at {points(d['value'])} points "
         f"({points(d['low'])} to {points(d['high'])})"
     )
     a, device = record["attack"], record["cost"]["provenance"]["device"]

@@ -116,3 +116,15 @@ def test_card_and_icon_show_the_layer():
     x, y = torch.tensor([[float(v) for v in point.split(",")] for point in points], dtype=torch.float64).T
     torch.testing.assert_close((30 - y) / 28, soft_quantize((x - 2) / 28, 3, 60.0), rtol=0, atol=0.06)
     assert all(line in QUARTO for line in ("favicon: favicon.svg", "image: card.png"))
+
+
+def test_what_the_site_names_is_there_and_travels():
+    "What the configuration names exists, what pages load is copied, and the notebooks' links are to this repository."
+    (listed,) = re.findall(r"^  resources: \[(.+)\]$", QUARTO, re.M)
+    named = re.findall(r"(?:favicon|image|css|bibliography): ([\w.]+\.\w+)$", QUARTO, re.M)
+    sources = [QUARTO, *("".join(c["source"]) for cells in CELLS.values() for c in cells)]
+    loaded = set(re.findall(r'(?:src|href)="([\w.]+\.(?:js|css))"', "\n".join(sources))) | {"site.js"}
+    assert len(named) == 4 and {"play.js", "play.css", "claims.js"} <= loaded <= set(listed.split(", "))
+    assert all((NBS / name).exists() for name in (*named, *listed.split(", "), "404.qmd"))
+    repository = re.search(r'REPOSITORY = "(.+?)/blob/main/nbs"', (NBS / "site.js").read_text(encoding="utf-8"))[1]
+    assert f"repo-url: \"https://github.com/{repository}\"" in (NBS / "nbdev.yml").read_text(encoding="utf-8")
