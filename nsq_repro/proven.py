@@ -598,7 +598,8 @@ def cifar_verdict(
     one, other = (wilson(round(r["intervals"] * r["n"] / 100), r["n"]) for r in (best, base))
     if one[0] > other[1] or one[1] < other[0]:
         return f"The best layer {'adds' if gap > 0 else 'costs'} {abs(gap):.1f} proven points."
-    return f"The best layer is {abs(gap):.1f} points from none, which {best['n']:,} images cannot tell from no difference."
+    said = f"The best layer is {abs(gap):.1f} points {'above' if gap > 0 else 'below'} none"
+    return f"{said}, which {best['n']:,} images cannot tell from no difference."
 
 # %% ../nbs/proven.ipynb #bd329f94
 def items():
