@@ -685,7 +685,8 @@ def _layer_words(record):
                 met = "met" if own < LARGEST_SHARE and r["saved"] == 1 else "missed"
                 tensors = f"{r['saved']} saved tensor{'s' * (r['saved'] != 1)}"
                 share = f"{100 * own:.1f} % of a training step of {records.LABELS[r['model']]}"
-                said.append(f"S takes {share}, with {tensors}; the aim is {met}.")
+                aim = f"less than {100 * LARGEST_SHARE:.0f} % and one tensor"
+                said.append(f"S takes {share}, with {tensors}; the aim of {aim} is {met}.")
     return said
 
 

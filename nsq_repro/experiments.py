@@ -487,7 +487,7 @@ def recipe_rows(
     rows = []
     for t in p.train:
         layer = "–" if t.K is None else f"K = {t.K}, α = {t.alpha:.10g}"
-        adversary = f"{t.steps} steps of {t.step_size:.3g}, ε = {t.eps:.3g}" if t.steps else "–"
+        adversary = f"{t.steps} step{'s' * (t.steps > 1)} of {t.step_size:.3g}, ε = {t.eps:.3g}" if t.steps else "–"
         what = {"model": t.model, "network": t.network, "layer": layer}
         what |= {"noise": f"{t.noise:.3g}", "adversary": adversary}
         how = {"iterations": f"{t.iterations:,} × {t.batch_size}", "rate": f"{t.lr:g}, {t.schedule}"}

@@ -127,4 +127,4 @@ def test_what_the_site_names_is_there_and_travels():
     assert len(named) == 4 and {"play.js", "play.css", "claims.js"} <= loaded <= set(listed.split(", "))
     assert all((NBS / name).exists() for name in (*named, *listed.split(", "), "404.qmd"))
     repository = re.search(r'REPOSITORY = "(.+?)/blob/main/nbs"', (NBS / "site.js").read_text(encoding="utf-8"))[1]
-    assert f"repo-url: \"https://github.com/{repository}\"" in (NBS / "nbdev.yml").read_text(encoding="utf-8")
+    assert f'repo-url: "https://github.com/{repository}"' in (NBS / "nbdev.yml").read_text(encoding="utf-8")
