@@ -11,8 +11,8 @@ PIP_ARGS ?=
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 READY := .venv/.installed
-# several notebooks are tested at once: one thread each, and no windows
-QUIETLY := OMP_NUM_THREADS=1 MPLBACKEND=Agg
+# several notebooks are tested at once: one thread each, and no windows; modules are compiled once for all processes
+QUIETLY := OMP_NUM_THREADS=1 MPLBACKEND=Agg PYTHONDONTWRITEBYTECODE=
 # a half of the tests for each process, so that what tests of a file share is made once; who is done first takes over
 SHARED := -n 2 --dist worksteal
 

@@ -7,7 +7,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
-import papermill
 import pytest
 import torch
 from conftest import RUNS
@@ -63,6 +62,8 @@ def test_same_run_twice_is_identical(plain, tmp_path):
 
 def test_papermill_from_another_folder(plain, tmp_path, monkeypatch):
     "K=2 reaches the specs, the figure's folder and the record; what the plain run trained (the natural model) is used."
+    import papermill  # takes seconds
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NSQ_HOME", str(plain))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
