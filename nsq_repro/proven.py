@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'EXPERIMENTS', 'TRAINING', 'COMMON', 'PRESETS', 'COLOURS', 'CIFAR', 'QUESTION', 'experiment', 'SIDES',
-           'AIMS', 'Parameters', 'Plan', 'plan', 'trainings', 'spec_of', 'proven_by_intervals', 'proven_beyond',
-           'rounded', 'room', 'both_sides', 'trained_and_proven', 'cell', 'run', 'curves', 'rivals', 'proven_record',
-           'publish', 'proven_rows', 'proven_table', 'mean_seconds', 'beside_lines', 'proven_sentence',
+           'AIMS', 'PUBLISHED', 'Parameters', 'Plan', 'plan', 'trainings', 'spec_of', 'proven_by_intervals',
+           'proven_beyond', 'rounded', 'room', 'both_sides', 'trained_and_proven', 'cell', 'run', 'curves', 'rivals',
+           'proven_record', 'publish', 'proven_rows', 'proven_table', 'mean_seconds', 'beside_lines', 'proven_sentence',
            'layer_sentence', 'adversary_sentence', 'aim_sentence', 'cifar_rows', 'layer_text', 'cifar_table',
            'cifar_sentence', 'cifar_verdict', 'items', 'break_rows']
 
@@ -565,6 +565,9 @@ def cifar_table(
     return f"{records.table_markdown(lines, columns)}\n\n{below}\n\n{cifar_sentence(record)}"
 
 # %% ../nbs/proven.ipynb #206329e0
+PUBLISHED = 160 * 50_000  # images that published trainings on CIFAR-10 see
+
+
 def cifar_sentence(
     record: dict,  # as for `cifar_rows`
 ) -> str:  # Markdown
@@ -583,9 +586,10 @@ def cifar_sentence(
             said[-1] += f" Behind the layer {free} of the values can move, but each by 1/K: intervals are "
             said[-1] += f"{listed(behind, times)} times as wide in the mean as without."
     spec = record["networks"][0]["spec"]
-    short = f"Trainings are short: {spec['iterations']:,} iterations of {spec['batch_size']} images"
-    seeds = len({r["seed"] for r in rows})
-    return "\n".join(f"* {s}" for s in [*said, f"{short}, {seeds} seed{'s' * (seeds > 1)} each."])
+    part, seeds = spec["iterations"] * spec["batch_size"] / PUBLISHED, len({r["seed"] for r in rows})
+    budget = f"{'Short trainings' if part < 0.5 else 'Trainings'}: {spec['iterations']:,} iterations of "
+    budget += f"{spec['batch_size']} images, {100 * part:.2g} % of what published trainings see, "
+    return "\n".join(f"* {s}" for s in [*said, f"{budget}{seeds} seed{'s' * (seeds > 1)} each."])
 
 # %% ../nbs/proven.ipynb #e675cb1d
 def cifar_verdict(

@@ -393,7 +393,7 @@ def test_the_record_of_colour_images_counts_what_it_says(coloured):
     assert rows[2]["free"] < 10 < 99 < rows[None]["free"]
     assert proven.cifar_table(record).count("\n| 2/255 |") == 2 and draw("cifar-proven", record).axes
     said = proven.cifar_sentence(record)
-    assert "(K = 2), " in said and "80 iterations of 50 images, 1 seed each" in said
+    assert "(K = 2), " in said and "Short trainings: 80 iterations of 50 images, 0.05 % of what" in said
 
 
 def test_no_search_breaks_a_proven_colour_image(coloured):
