@@ -112,9 +112,9 @@ def parts(lo, hi, g, n):
 
 @pytest.mark.parametrize("kind", ["cnn", "deep", "pool3", "mlp"])
 def test_boxes_of_one_image_done_together(kind):
-    """200 boxes of 25 networks that share the generators of their errors: no point found is below their bounds."""
+    """96 boxes of 12 networks that share the generators of their errors: no point found is below their bounds."""
     lost, gained = [], []
-    for seed in range(25):
+    for seed in range(12):
         F, (lo, hi, y, g) = network(2000 + seed, kind), boxes(2000 + seed, n=1, free=2 + seed % 12)
         layers, (a, b) = read_program(F), parts(lo, hi, g, 8)
         y = y.expand(8)

@@ -59,12 +59,15 @@ def parameters_of(command):
 
 @pytest.fixture(scope="module")
 def home(bare, tmp_path_factory):
-    "A home with a small CIFAR run in it, made where nothing that draws can be imported."
-    return Path(shutil.copytree(bare.root / "cifar", tmp_path_factory.mktemp("cifar") / "home"))
+    "A home with a small CIFAR run in it, made where nothing that draws can be imported, and an NSQ with K = 4."
+    home = Path(shutil.copytree(bare.root / "cifar", tmp_path_factory.mktemp("cifar") / "home"))
+    more = arguments({**LITTLE, "models": "nsq", "K": 4})
+    assert cli("run", "cifar", "--plain", "--scale", "smoke", *more, home=home).returncode == 0
+    return home
 
 
-def test_plain_run_leaves_every_curve(home):
-    found = evaluations(home)
+def test_plain_run_leaves_every_curve(bare):
+    found = evaluations(bare.root / "cifar")
     assert sorted((r["model"], r["attack"]["setting"]) for r in found.values()) == sorted(
         [("natural", "pgd"), *(("nsq", s) for s in ("pgd", "bpda", "bpda_ste"))] * 2
     )
@@ -107,6 +110,7 @@ def test_wrong_values_stop_before_any_work(wrong, said, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow  # as without data
 def test_wrong_value_in_the_notebook(tmp_path, monkeypatch):
     monkeypatch.setenv("NSQ_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -117,6 +121,7 @@ def test_wrong_value_in_the_notebook(tmp_path, monkeypatch):
     assert [f.name for f in tmp_path.iterdir()] == ["o.ipynb"]
 
 
+@pytest.mark.slow  # as with MNIST
 def test_papermill_from_another_folder(home, tmp_path, monkeypatch):
     """K reaches the specs, the figures' folder and the records; the natural model is not trained again;
     everything drawn is what its record says."""
@@ -125,11 +130,11 @@ def test_papermill_from_another_folder(home, tmp_path, monkeypatch):
     before = set(home.glob("runs/train-*"))
     monkeypatch.setenv("NSQ_HOME", str(home))
     monkeypatch.chdir(tmp_path)
-    execute_notebook(ROOT / "nbs" / "cifar.ipynb", "o.ipynb", {**LITTLE, "K": 4, "levels": "2,3,5"}, **QUIETLY)
+    execute_notebook(ROOT / "nbs" / "cifar.ipynb", "o.ipynb", {**LITTLE, "K": 8, "levels": "2,3,5"}, **QUIETLY)
     (new,) = set(home.glob("runs/train-*")) - before
-    assert json.loads((new / "record.json").read_text())["spec"]["K"] == 4
+    assert json.loads((new / "record.json").read_text())["spec"]["K"] == 8
     (folder,) = {p.parent for p in home.glob("figures/smoke/cifar-*/fig4.json")}
-    assert {"K4", "levels2+3+5"} <= set(folder.name.split("-"))
+    assert {"K8", "levels2+3+5"} <= set(folder.name.split("-"))
     fig4, fig11 = (json.loads((folder / f"{f}.json").read_text()) for f in ("fig4", "fig11"))
     assert (
         fig4["training"]["nsq"]["spec"]["network"] == "cifar_tiny"

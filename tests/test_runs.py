@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import RUNS
 
+from nsq_repro import results
 from nsq_repro.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,6 +78,8 @@ def test_papermill_from_another_folder(plain, tmp_path, monkeypatch):
         'K = 2' in str(c.get("outputs")) for c in executed["cells"]
     )
     (folder,) = {p.parent for p in plain.glob("figures/smoke/mnist-*K2*/fig3.json")}
+    checked = [results.check_file(p) for p in folder.glob("*.json")]
+    assert len(checked) > 8 and not [c for c in checked if c["problems"]], checked
     record = json.loads((folder / "fig3.json").read_text())
     assert record["training"]["nsq"]["spec"]["K"] == 2 and "K2" in folder.name
     for name in ("fig1", "fig2", "fig3", "fig8"):

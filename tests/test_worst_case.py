@@ -35,7 +35,7 @@ def images(net, n=40, seed=0):
     return x, y
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2))])
 @pytest.mark.parametrize("layer", [None, (1, 1000.0), (2, 20.0)], ids=["plain", "sharp", "smooth"])
 def test_never_above_the_plain_loop(seed, layer):
     net = network(seed, layer)
