@@ -5,9 +5,13 @@ where there is no browser, or neither site nor pandoc, it says so and passes.
     python tests/check_browser.py [FOLDER]        (without one: _docs)
 """
 
+import functools
 import shutil
 import sys
 import tempfile
+import threading
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import render_pages
@@ -39,30 +43,50 @@ def not_here(folder):
     return None
 
 
-def look_at(page, path, width):
+class Handler(SimpleHTTPRequestHandler):
+    "The folder as it is served: below the site's path, which the page for what is not found names in its links."
+
+    def translate_path(self, path):
+        return super().translate_path(path.removeprefix("/nsq-repro"))
+
+    def log_message(self, format, *args):
+        pass
+
+
+@contextmanager
+def served(folder):
+    "The address of the pages of a folder on this machine; a browser loads no modules from files."
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/nsq-repro/"
+        server.shutdown()
+
+
+def look_at(page, address, name, width):
     "What is wrong with one page at one width: lines to print, and whether its formulas could be judged."
     said = []
-    local = lambda url: url.startswith("file:")
+    local = lambda url: url.startswith(address)
     heard = {
         "console": lambda m: m.type == "error" and local(m.location.get("url", "")) and said.append(m.text),
         "pageerror": lambda e: said.append(str(e)),
-        "requestfailed": lambda r: local(r.url) and said.append(f"not found: {Path(r.url).name}"),
+        "response": lambda r: r.status >= 400 and local(r.url) and said.append(f"not found: {Path(r.url).name}"),
     }
     for event, hear in heard.items():
         page.on(event, hear)
     page.set_viewport_size({"width": width, "height": 900})
-    page.goto(path.resolve().as_uri(), wait_until="load")
+    page.goto(address + name, wait_until="load")
     page.wait_for_timeout(300)
     found = page.evaluate(LOOK)
     for event, hear in heard.items():
         page.remove_listener(event, hear)
     said += [f"{found['over']} px wider than the window"] * (found["over"] > 1)
     said += [f"picture missing: {src}" for src in found["missing"]]
-    if width == max(WIDTHS):  # on a narrow screen it scrolls
+    judged = found["mathjax"] or not found["unset"]
+    if width == max(WIDTHS) and judged:  # on a narrow screen it scrolls; what is not set has no length
         said += [f"equation longer than the column: {text}" for text in found["long"]]
     if found["mathjax"]:
         said += [f"formula not set: {text}" for text in found["unset"]]
-    return sorted(set(said)), found["mathjax"] or not found["unset"]
+    return sorted(set(said)), judged
 
 
 def look(folder):
@@ -70,13 +94,13 @@ def look(folder):
     from playwright.sync_api import sync_playwright
 
     lines, unjudged = [], []
-    with sync_playwright() as p:
+    with sync_playwright() as p, served(folder) as address:
         program = next(filter(None, map(shutil.which, BROWSERS)))
         browser = p.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = browser.new_page()
         for path in sorted(Path(folder).glob("*.html")):
             for width in WIDTHS:
-                said, judged = look_at(page, path, width)
+                said, judged = look_at(page, address, path.name, width)
                 lines += [f"{path.name} at {width} px: {what}" for what in said]
                 unjudged += [path.name] * (not judged)
         browser.close()

@@ -14,7 +14,10 @@ NBS = Path(__file__).resolve().parents[1] / "nbs"
 PAGE = '<!doctype html><html lang="en"><meta charset="utf-8"><title>a page</title><link rel="icon" href="data:,">'
 FAULTS = {
     "wide": ('<div style="width:2000px">wide</div>', "wider than the window"),
-    "equation": ('<p class="math display" style="overflow:auto;width:9em"><b style="padding:9em">x</p>', "equation"),
+    "equation": (
+        '<p class="math display" style="overflow:auto;width:9em"><math></math><b style="padding:9em">x</p>',
+        "equation",
+    ),
     "picture": ('<img src="none.png" alt="">', "picture missing: none.png"),
     "script": ("<script>nothing.at.all()</script>", "nothing is not defined"),
     "formula": ('<script>MathJax = {version: "3"}</script><span class="math">\\(x\\)</span>', "formula not set"),
