@@ -75,5 +75,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) -m venv failed; on Debian and Ubuntu its package is python3-venv" >&2; exit 1; }
 	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[dev]' \
 	  | while read -r did what size; do case "$$did $$size" in "Downloading ("??*.?" MB)") echo "   $$what $$size";; Installing*) echo "   unpacking ...";; esac; done
-	@touch $@
+	@mkdir -p runs && touch $@
 	@echo "== .venv is ready"
