@@ -523,6 +523,7 @@ def accuracy_record(
             r["spec"]["model"]: {
                 k: r[k] for k in ("hash", "spec", "seconds", "images_per_second", "losses", "parameters", "provenance")
             }
+            | {k: r[k] for k in ("rounding",) if k in r}  # older trainings did not measure it
             for r in trained
         },
         "evaluations": [evaluation_row(r) for r in evaluated],

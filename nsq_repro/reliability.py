@@ -246,7 +246,7 @@ def leftovers(
     if runs:
         found += [Leftover("executed notebook", p, _size(p)) for p in sorted((home / "runs").glob("*.ipynb"))]
     whole, photographs = {left.path for left in found}, photograph_folder()
-    copies = [*decoded_copies(root), *sorted(photographs.glob("*.npy"))]
+    copies = [*decoded_copies(root), *sorted(photographs.glob("[!.]*"))]
     loose = [left for f in dict.fromkeys((home / "runs", home / "figures")) for left in _loose_files(f)]
     loose += [left for f in dict.fromkeys((*(p.parent for p in copies), photographs)) for left in _loose_files(f)]
     found += [left for left in loose if not whole & set(left.path.parents)]

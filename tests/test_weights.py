@@ -13,6 +13,7 @@ import nsq_repro
 from nsq_repro import archive, cli, evaluation, experiments, mnist, networks, records, rerun, results, training, weights
 from nsq_repro.data import load
 from nsq_repro.experiments import AttackParameters, accuracy_record, decide
+from nsq_repro.tables import training_table
 
 SMALL = dict(models=("natural", "nsq"), n_test=20, steps=3, eps=(0.0, 0.1, 0.3))
 
@@ -48,6 +49,14 @@ def figure(home):
 
 def problems(path):
     return results.check_file(path)["problems"]
+
+
+def test_what_rounding_changed_stands_beside_each_training(home):
+    "In the figure's record, and in the page's table."
+    record = records.load_json(figure(home))
+    for r in record["training"].values():
+        assert r["rounding"]["n"] > 0
+        assert f"{r['rounding']['changed']:,} of {r['rounding']['n']:,}" in training_table(record)
 
 
 def change(path, edit):
