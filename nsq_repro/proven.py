@@ -33,7 +33,7 @@ from .exact import bracket, judged
 from .experiments import Experiment, choose_device, choose_scale, parameter, read, variant_name
 from .fair import Trainings, splits
 from .networks import load_checkpoint, save_checkpoint
-from .statistics import wilson
+from .statistics import paired_difference
 from .suite import Attack, cascade, check_radii, has_bounds, left_of, not_broken
 from .training import recipe, train, train_key
 
@@ -580,7 +580,7 @@ def cifar_sentence(
         said.append(f"At ε = {records.eps_text(e, 255)} intervals prove {proofs}; attacks leave {left}.")
         behind, plain = [r for r in some if r["K"]], [r for r in some if not r["K"]]
         if behind and plain:
-            said[-1] += f" {cifar_verdict(behind, plain)}"
+            said[-1] += f" {cifar_verdict(record, e)}"
             wide = np.mean([r["width"] for r in plain])
             free, times = listed(behind, lambda r: f"{r['free']:.1f} %"), lambda r: f"{r['width'] / wide:.2f}"
             said[-1] += f" Behind the layer {free} of the values can move, but each by 1/K: intervals are "
@@ -593,16 +593,26 @@ def cifar_sentence(
 
 # %% ../nbs/proven.ipynb #e675cb1d
 def cifar_verdict(
-    behind: list[dict],  # rows of `cifar_rows` with a layer, at one radius
-    plain: list[dict],  # those without, at the same
+    record: dict,  # as for `cifar_rows`
+    radius: float,  # which trainings
 ) -> str:  # a sentence
-    "Whether networks behind the layer are proven more often than those without: the best of each, 95 % intervals."
-    best, base = (max(some, key=lambda r: r["intervals"]) for some in (behind, plain))
-    gap = best["intervals"] - base["intervals"]
-    one, other = (wilson(round(r["intervals"] * r["n"] / 100), r["n"]) for r in (best, base))
-    if one[0] > other[1] or one[1] < other[0]:
-        return f"The best layer {'adds' if gap > 0 else 'costs'} {abs(gap):.1f} proven points."
-    said = f"The best layer is {abs(gap):.1f} points {'above' if gap > 0 else 'below'} none"
+    "Whether the best network behind the layer is proven more often than the best without: paired, 95 % interval."
+    rows, which = [r for r in cifar_rows(record) if r["radius"] == radius], ("model", "K", "seed", "radius")
+    sides = ([r for r in rows if bool(r["K"]) == layer] for layer in (True, False))
+    best, base = (max(some, key=lambda r: r["intervals"]) for some in sides)
+
+    def proven(row):
+        own = (s for s in record["series"] if s["accounting"] == "intervals" and all(s[k] == row[k] for k in which))
+        s = next(own)
+        return records.unpack(s["outcomes"][s["eps"].index(radius)], s["n"])
+
+    found = {k: 100 * v for k, v in paired_difference(proven(best), proven(base)).items()}
+    ends = f"{found['low']:+.1f} to {found['high']:+.1f}".replace("-", "−")
+    if found["low"] > 0 or found["high"] < 0:
+        word = "adds" if found["value"] > 0 else "costs"
+        return f"The best layer {word} {abs(found['value']):.1f} proven points ({ends})."
+    side = "above" if found["value"] > 0 else "below"
+    said = f"The best layer is {abs(found['value']):.1f} points {side} none ({ends})"
     return f"{said}, which {best['n']:,} images cannot tell from no difference."
 
 # %% ../nbs/proven.ipynb #bd329f94
