@@ -27,7 +27,7 @@ SGD = dict(batch_size=128, optimizer="sgd", lr=0.1, weight_decay=2e-4, augment=T
 EPOCH = 390  # iterations of 128 images
 FAST = dict(
     batch_size=128, optimizer="nesterov", lr=0.2, schedule="onecycle", weight_decay=5e-4, augment=True,
-    precision="bf16", label_smoothing=0.2, iterations=10 * EPOCH,
+    label_smoothing=0.2, iterations=5 * EPOCH,
 )
 FAST_ADVERSARY = dict(FAST, warmup=0.2, averaging=0.999)
 
@@ -53,7 +53,7 @@ PRESETS = {
         ),
     ),
     "cpu": dict(
-        COMMON, dataset="cifar10", network="cifar_resnet9",
+        COMMON, dataset="cifar10", network="cifar_resnet9_small",
         n_test=1000, eps=RADII, steps=20, step_size=2 / 255,
         training=_training(
             FAST, dict(FAST_ADVERSARY, steps=2, step_size=5 / 255), FAST_ADVERSARY

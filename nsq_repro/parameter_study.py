@@ -32,7 +32,7 @@ from .training import train_key
 # %% ../nbs/parameter_study.ipynb #d7ebad9e
 LEVELS = (2, 3, 4, 8, 16)
 GRIDS = {"smoke": ((2, 4), ALPHAS[:2]), "cpu": (LEVELS, ALPHAS), "paper": (LEVELS, ALPHAS)}  # K and α
-SMALLER = {"cpu": dict(network="cifar_resnet9_small", iterations=5 * cifar.EPOCH, n_test=1000)}  # fifteen trainings
+SMALLER = {"cpu": dict(iterations=2 * cifar.EPOCH)}  # fifteen trainings
 PRESETS = {
     scale: {
         **{k: v for k, v in preset.items() if k != "levels"}, "models": ("nsq",), "settings": ("bpda",),
