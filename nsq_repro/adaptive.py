@@ -111,7 +111,7 @@ class Plan:
     box: tuple  # the box attack
     suite: tuple  # the suite, cheap attacks first
     closely: tuple  # models that get suite, hard limit and arithmetic
-    precision: str  # of the searches: 'fp32' or 'bf16'
+    precision: str  # of the searches: 'fp32', 'bf16', or 'auto': as the device computes faster
     proof: dict  # options of `certify`
     boxes: int | tuple  # boxes of NSQ's proofs, for each image, or one number for each radius
     boxes_others: int  # those of the other models
@@ -126,7 +126,7 @@ class Plan:
         counts = ("n_test", "n_suite", "n_proof", "limit", "n_hard", "few", "steps", "boxes_others")
         rules = {k: (type(getattr(self, k)) is int and getattr(self, k) >= 1, "at least 1") for k in counts}
         rules["n_suite"] = (1 <= self.n_suite <= self.n_test, f"at most n_test={self.n_test}")
-        rules["precision"] = (self.precision in ("fp32", "bf16"), "'fp32' or 'bf16'")
+        rules["precision"] = (self.precision in ("auto", "fp32", "bf16"), "'auto', 'fp32' or 'bf16'")
         records.check_fields(self, rules)
 
 # %% ../nbs/adaptive.ipynb #9702cf2f
@@ -143,7 +143,7 @@ PRESETS = {
         budgets={"nsq": (0.5,)}, limit=8, n_hard=8, few=8, steps=5,
     ),
     "cpu": dict(
-        COMMON, n_test=1000, n_suite=500, box=box_attack(100), suite=attack_suite(100, 100, 5000), precision="bf16",
+        COMMON, n_test=1000, n_suite=500, box=box_attack(100), suite=attack_suite(100, 100, 5000), precision="auto",
         proof=dict(method="full", gain=1.25), boxes=(512, 512, 4096, 64, 8, 1, 1, 1), boxes_others=32, n_proof=100,
         closely=("nsq", "pgd", "fgsm_rs"), budgets={"pgd": (0.25,), "nsq": (0.5,)}, n_hard=300, few=60, steps=100,
     ),

@@ -40,10 +40,10 @@ from nsq_repro.experiments import (
 )
 from .networks import NETWORKS, build
 from .reliability import cpu_flags
-from .suite import fast_copy
+from .suite import fast_copy, search_precision
 from .training import time_per_iteration, train, train_key
 from .weights import kept_networks, load_model
-from .worst_case import plain_worst_case, search_precision, standard_verdict, worst_case
+from .worst_case import plain_worst_case, standard_verdict, worst_case
 
 # %% ../nbs/benchmark.ipynb #be01077b
 PARTS = ("step", "pgd", "curve", "standard", "certificates", "training", "layer", "growth")

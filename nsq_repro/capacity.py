@@ -33,7 +33,7 @@ MADRYLAB = ("cifar_narrow", "cifar_wide")
 SIZES = ("cifar_tiny", "cifar_resnet9_small", "cifar_resnet9")  # 75 thousand weights, 0.4 and 1.6 million
 GRIDS = {  # networks, lengths in iterations, images, radii, steps of the box attack and precision of its search
     "smoke": (("cifar_tiny", "cifar_resnet9_small"), (20, 40), 20, (4, 8), 4, "fp32"),
-    "cpu": (SIZES, (EPOCH, 5 * EPOCH), 500, (2, 4, 8), 100, "fp32"),
+    "cpu": (SIZES, (EPOCH, 5 * EPOCH), 500, (2, 4, 8), 100, "auto"),
     "paper": (MADRYLAB, (20_000, 80_000), 1000, (2, 4, 8), 100, "fp32"),
 }
 PRESETS = {}

@@ -140,6 +140,27 @@ def test_what_only_bfloat16_gets_wrong_is_not_broken():
         assert left["fp32"].all() and left["bf16"].all()
 
 
+def test_a_folded_copy_that_is_wrong_breaks_nothing(monkeypatch):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, 3)
+    ).eval()
+    x, index = torch.rand(20, 1, 4, 4), torch.arange(20)
+    y = net(x).argmax(1)
+    monkeypatch.setattr(suite, "search_precision", lambda device: "fp32")
+    how = dict(x=x, y=y, eps=0.3, index=index)
+    honest = suite.attack_outcomes(CE, {"pgd": net}, "pgd", precision="auto", **how)
+    plain = suite.attack_outcomes(CE, {"pgd": net}, "pgd", precision="fp32", **how)
+    assert honest["searched"] == "fp32" and honest["left"] == plain["left"] and "searched" not in plain
+
+    class Wrong(torch.nn.Module):
+        def forward(self, x):
+            return -net(x)
+
+    monkeypatch.setattr(suite, "folded", lambda F: Wrong().eval())
+    assert suite.not_broken(CE, {"pgd": net}, "pgd", precision="auto", **{**how, "eps": 1e-7}).all()
+
+
 def test_certified_is_proven_and_goes_up(setting):
     nets, keys, data = setting
     attacked = suite.left_of(suite.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything()))

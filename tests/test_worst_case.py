@@ -69,7 +69,7 @@ def test_a_search_that_is_wrong_breaks_nothing(monkeypatch):
 
     net = network(0, None)
     x, y = images(net)
-    monkeypatch.setattr(page, "fast_copy", lambda model: Off(model).eval())
+    monkeypatch.setattr(page, "searcher", lambda model, *_: Off(model).eval())
     found = worst_case(net, x, y, (0.0, 1e-6), steps=5, precision="bf16")
     assert found.correct[1, 2:].all()
 
