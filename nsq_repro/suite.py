@@ -16,7 +16,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
+from torch.fx import symbolic_trace
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from . import records
 from .attacks import layer_of, pgd, taken_apart
@@ -146,9 +147,18 @@ def folded(
     if not isinstance(F, nn.Module) or not any(isinstance(layer, nn.BatchNorm2d) for layer in F.modules()):
         return F
     try:
-        return fuse(F).eval()
+        nodes = [n for n in symbolic_trace(F).graph.nodes if n.op == "call_module"]
     except Exception:  # whatever its own code raises on what stands for an image
         return F
+    G, calls = copy.deepcopy(F), Counter(n.target for n in nodes)
+    kind = lambda n: type(F.get_submodule(n.target)) if n in nodes and calls[n.target] == 1 else None
+    for n in nodes:
+        before = n.args[0] if n.args else None
+        if kind(n) is nn.BatchNorm2d and kind(before) is nn.Conv2d and len(before.users) == 1:
+            conv, norm = map(G.get_submodule, (before.target, n.target))
+            G.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
+            G.set_submodule(n.target, nn.Identity())
+    return G
 
 
 def searcher(
