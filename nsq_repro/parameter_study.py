@@ -32,7 +32,7 @@ from .training import train_key
 # %% ../nbs/parameter_study.ipynb #d7ebad9e
 LEVELS = (2, 3, 4, 8, 16)
 GRIDS = {"smoke": ((2, 4), ALPHAS[:2]), "cpu": (LEVELS, ALPHAS), "paper": (LEVELS, ALPHAS)}  # K and α
-SMALLER = {"cpu": dict(iterations=2 * cifar.EPOCH)}  # fifteen trainings
+SMALLER = {"cpu": dict(iterations=2 * cifar.EPOCH, n_test=500, eps=(0.0, 2 / 255, 4 / 255, 8 / 255))}
 PRESETS = {
     scale: {
         **{k: v for k, v in preset.items() if k != "levels"}, "models": ("nsq",), "settings": ("bpda",),
