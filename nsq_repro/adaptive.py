@@ -477,7 +477,8 @@ def items():
     drawn = {"bracket": plots_beyond.fig_bracket, "time": plots_beyond.fig_time}
     figures = [Item(f"{x}-{n}", draw=f) for x in ("mnist", "cifar") for n, f in drawn.items()]
     words = {
-        "bracket": tables.bracket_sentence, "suite": tables.suite_sentence, "arithmetic": tables.arithmetic_sentence
+        "bracket": tables.bracket_sentence, "suite": tables.suite_sentence, "arithmetic": tables.arithmetic_sentence,
+        "time": tables.time_sentence,
     }
     both = ("mnist", "cifar")
     said = [Item(f"{x}-{n}-words", words=f, of=f"{x}-{n}") for x in both for n, f in words.items()]

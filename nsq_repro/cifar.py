@@ -137,6 +137,7 @@ def items():
         Item("cifar-accuracy", table=last, of="fig4", cell="cifar.ipynb#printed-beside-measured"),
         Item("cifar-accuracy-worst", table=worst, of="fig4", cell="cifar.ipynb#printed-beside-measured"),
         Item("cifar-words", words=lambda r: tables.accuracy_sentences(r, printed(r), 255), of="fig4"),
+        Item("cifar-trainings", words=tables.training_table, of="fig4"),
         Item("cifar-cost", table=lambda r: (tables.cost_table(r, "cifar"), tables.cost_rows(r))),
     )
 

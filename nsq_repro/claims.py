@@ -1132,4 +1132,8 @@ def items():
     from nsq_repro.results import Item
 
     made = lambda r: claims_item(r["scale"])
-    return (Item("claims", table=lambda r: made(r)[:2], more=lambda r: made(r)[2], cell="claims.ipynb"),)
+    return (
+        Item("claims", table=lambda r: made(r)[:2], more=lambda r: made(r)[2], cell="claims.ipynb"),
+        Item("claims-meanings", words=lambda _: meanings_table(claims_rows()), of="claims"),
+        Item("claims-verdicts", words=lambda _: claims_table(claims_rows()), of="claims"),
+    )

@@ -109,6 +109,7 @@ def items():
         Item("mnist-accuracy", table=last, of="fig3", cell="mnist.ipynb#printed-beside-measured"),
         Item("mnist-accuracy-worst", table=worst, of="fig3", cell="mnist.ipynb#printed-beside-measured"),
         Item("mnist-words", words=lambda r: tables.accuracy_sentences(r, printed(r)), of="fig3"),
+        Item("mnist-trainings", words=tables.training_table, of="fig3"),
         Item("mnist-cost", table=cost, cell="mnist.ipynb#what-training-costs"),
         Item("mnist-pixels", table=pixels, cell="data.ipynb#eq-data-pixels"),
         Item("mnist-slopes", table=tables.slope_table, cell="quantization.ipynb#eq-gradient-integral"),

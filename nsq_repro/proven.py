@@ -478,7 +478,11 @@ def layer_sentence(
     what = "adds" if gain > 0 else "costs"
     most = " So most of what is proven there comes from the training, not from the layer."
     most = most if 2 * without["intervals"] > with_["intervals"] else ""
-    return f" The layer {what} {abs(gain):.1f} proven points at ε = {at:g}, {sure}.{most}{beyond}"
+    n, ways = with_["n_attack"], [f"{r['certified']:.1f}" for r in (with_, without)]
+    all_ = f" In any way {ways[0]} % of the first {n:,} are proven with it, {ways[1]} % without."
+    how = "with a recipe chosen for the layer"
+    more = f"The layer {what} {abs(gain):.1f} points that intervals prove at ε = {at:g}, {sure}, {how}."
+    return f" {more}{all_}{most}{beyond}"
 
 # %% ../nbs/proven.ipynb #b0861241
 def adversary_sentence(
@@ -493,13 +497,16 @@ def adversary_sentence(
     pgd, low = found["pgd"]["attacked"], found["pgd"]["certified"]
     left = 100 * pgd["accuracy"][pgd["eps"].index(at)]
     sure = 100 * low["accuracy"][low["eps"].index(at)] if low else 0.0
-    known = f"{sure:.1f} % are proven (first {low['n']:,} images)" if low else "nothing is proven"
-    ours = rows["nsq_ibp", at]["intervals"]
+    known = f"the bounds tried prove {sure:.1f} % (first {low['n']:,})" if low else "nothing is proven"
+    row = rows["nsq_ibp", at]
+    same = row["n_attack"] == pgd["n"]  # then both are of the same images
+    ours, n = (row["certified"], row["n_attack"]) if same else (row["intervals"], row["n"])
+    first = "" if same else f" (first {pgd['n']:,})"
     than = "more than" if ours > left else "less than" if ours < left else "as much as"
     verdict = "For a proof no adversary is needed" if ours > sure else "Undecided"
     return (
-        f" {verdict}: {ours:.1f} % are proven of NSQ-IBP at ε = {at:g}, {than} the {left:.1f} % that attacks leave of "
-        f"PGD-Defense (first {pgd['n']:,} images), of which {known}."
+        f" {verdict}: of the first {n:,} images {ours:.1f} % are proven of NSQ-IBP at ε = {at:g}, {than} the "
+        f"{left:.1f} % that attacks leave of PGD-Defense{first}, of which {known}."
     )
 
 # %% ../nbs/proven.ipynb #1431d6cf
@@ -610,7 +617,7 @@ def cifar_verdict(
     ends = f"{found['low']:+.1f} to {found['high']:+.1f}".replace("-", "−")
     if found["low"] > 0 or found["high"] < 0:
         word = "adds" if found["value"] > 0 else "costs"
-        return f"The best layer {word} {abs(found['value']):.1f} proven points ({ends})."
+        return f"The best layer {word} {abs(found['value']):.1f} proven points ({ends} over images, one training each)."
     side = "above" if found["value"] > 0 else "below"
     said = f"The best layer is {abs(found['value']):.1f} points {side} none ({ends})"
     return f"{said}, which {best['n']:,} images cannot tell from no difference."

@@ -54,7 +54,7 @@ def items() -> dict[str, Item]:
 # %% ../nbs/results.ipynb #1643f2b2
 def find_item(
     name: str,  # for example 'fig3'
-    kind: str = "draw",  # 'draw' or 'table'
+    kind: str = "draw",  # 'draw', 'table' or 'words'
 ) -> Item:
     "An item by name. Raises ValueError for one that is not known."
     known = {n: i for n, i in items().items() if getattr(i, kind)}
@@ -121,6 +121,16 @@ class Results:
         kept = {**{k: record[k] for k in ("seed", "data", "provenance")}, "figure": figure} if figure else record
         self.files += records.save_table(item, text, rows, kept, self.scale, self.variant)
         return Markdown(text)
+
+    def words(
+        self,
+        item: str,  # for example 'mnist-words'
+        record: dict,  # what is said
+    ):  # Markdown to display
+        "Sentences from a record, or a table that has no file of its own. Raises ValueError for an unknown item."
+        from IPython.display import Markdown
+
+        return Markdown(find_item(item, "words").words(as_saved(record)))
 
 # %% ../nbs/results.ipynb #667396a3
 def check_series(

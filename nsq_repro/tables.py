@@ -195,7 +195,8 @@ def accuracy_sentences(
         said = "; ".join(f"{name[m]} {against(left[m], left['nsq'])}" for m in rivals)
         lines.append(f"* **Training with an adversary.** In the same accounting, against NSQ: {said}.")
     title, n = record["data"]["title"], record["series"][0]["n"]
-    ends = f"{n:,} test images of {title}, scale {record['scale']}; one training each, 95 % intervals over images."
+    of = f"{n:,} test images of {title}, scale {record['scale']}; one training each"
+    ends = f"{of}: intervals (95 %) are over images, and another training of a recipe may differ by more."
     return "\n".join([*lines, "", ends])
 
 # %% ../nbs/tables.ipynb #b9b823e7
@@ -505,7 +506,7 @@ def suite_table(
         table = table_markdown([*cells.values(), *([total] if total else [])], columns)
         parts.append(f"**ε = {eps_text(e, record['eps_unit'])}**\n\n{table}")
     return "\n\n".join(
-        [*parts, f"Images broken, of those that all attacks above left and the attack was given. {caption(record)}"]
+        [*parts, f"Images broken, of those that all attacks before it left and the attack was given. {caption(record)}"]
     )
 
 # %% ../nbs/tables.ipynb #48ade886

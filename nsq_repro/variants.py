@@ -225,4 +225,6 @@ def items():
         Item("mnist-variants-accuracy", draw=plots_beyond.fig_variants),
         Item("mnist-thresholds", draw=plots_beyond.fig_thresholds),
         Item("mnist-variants", table=lambda r: (tables.variants_table(r), tables.variants_rows(r))),
+        Item("variants-words", words=tables.variants_sentence, of="mnist-variants-accuracy"),
+        Item("thresholds-words", words=tables.thresholds_sentence, of="mnist-thresholds"),
     )

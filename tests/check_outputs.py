@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from nsq_repro import records, results  # noqa: E402
 
 NBS = Path(__file__).resolve().parents[1] / "nbs"
-MADE = re.compile(r'\b(?:results|items_of_pages)\.(figure|draw|table|item_text)\(\s*(?:name\()?"([\w-]+)"')
+MADE = re.compile(r'\b(?:results|items_of_pages)\.(figure|draw|table|words|item_text)\(\s*(?:name\()?"([\w-]+)"')
 
 
 def shown(cells):
@@ -36,8 +36,8 @@ def made(item, kind):
     "The item as a notebook shows it; None where it has no record."
     record = records.best_record(item) or records.best_record(f"mnist-{item}")
     if record is None:  # words have none of their own
-        words = item in results.items() and kind == "text/markdown"
-        return results.item_text(item).encode() if words else None
+        words = [n for n in (item, f"mnist-{item}") if n in results.items() and kind == "text/markdown"]
+        return results.item_text(words[0]).encode() if words else None
     if kind == "text/markdown":
         return results.item_text(record["item"]).encode()
     figure = results.draw(record["item"], record)
