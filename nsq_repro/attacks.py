@@ -410,8 +410,8 @@ def _check_network(model, x, y):
         with trying_out(model, x):
             logits = model(few)
     except Exception as e:
-        images = f"images {tuple(x.shape)} of {x.dtype} on {x.device}"
-        raise ValueError(f"the network does not take these {images}: {str(e).splitlines()[0]}") from e
+        images, why = f"images {tuple(x.shape)} of {x.dtype} on {x.device}", str(e).splitlines() or [type(e).__name__]
+        raise ValueError(f"the network does not take these {images}: {why[0]}") from e
     if not isinstance(logits, Tensor) or logits.shape[:1] != few.shape[:1] or logits.ndim != 2 or logits.shape[1] < 2:
         gives = f"a tensor {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ValueError(f"the network gives {gives} for 2 images; expected logits (N, classes), at least two classes")

@@ -289,12 +289,13 @@ def runs() -> list[dict]:
     for folder in sorted((records.home() / "runs").glob("*-*/")):
         kind, r = folder.name.rsplit("-", 1)[0], folder / "record.json"
         record = records.load_json(r) if r.exists() else {}
+        took = f", {record['seconds']:.0f} s" if "seconds" in record else ""
         spec = record.get("spec") or record.get("attack") or {}
         found.append(
             {
                 "kind": kind, "run": folder.name, "model": record.get("model") or spec.get("model", "–"),
                 "data": (record.get("data") or {}).get("title", "–"),
-                "state": f"done, {record['seconds']:.0f} s" if "seconds" in record else "unfinished",
+                "state": f"done{took}" if record else "unfinished",
             }
         )
     return found

@@ -24,16 +24,16 @@ from torch import Tensor, nn
 
 from . import experiments, records
 from .adaptive import box_attack
-from .attacks import ball, check_inputs, layer_of, taken_apart
+from .attacks import ball, check_inputs, layer_of
 from .cells import Cell, Workers, made_from, origin
-from .certificates import bounds, certify
+from .certificates import bounds, certify, checked_boxes
 from .data import Dataset
 from .evaluation import series
 from .exact import bracket, judged
 from .experiments import Experiment, choose_device, choose_scale, parameter, read, variant_name
 from .fair import Trainings, splits
 from .networks import load_checkpoint, save_checkpoint
-from .statistics import paired_difference
+from .statistics import paired_difference, seeds_difference
 from .suite import Attack, cascade, check_radii, has_bounds, left_of, not_broken
 from .training import recipe, train, train_key
 
@@ -175,13 +175,12 @@ def proven_by_intervals(
     batch_size: int = 500,  # images at a time
 ) -> Tensor:  # (N,) bool
     "Which images interval bounds prove. Raises ValueError for a network that cannot be bounded."
-    F, S = taken_apart(model)
     found = []
     for some, labels in zip(x.split(batch_size), y.split(batch_size)):
-        lo, hi = ball(some, eps) if S is None else S.reachable_box(some, eps)
+        F, lo, hi, above = checked_boxes(model, some, labels, eps, slack)
         low = bounds(F, lo, hi, labels, "ibp")
         own = TF.one_hot(labels, low.shape[1]).bool()
-        found.append(((low > slack) | own).all(1))  # nan is not proven
+        found.append(((low > above) | own).all(1))  # nan is not proven
     return torch.cat(found)
 
 # %% ../nbs/proven.ipynb #cbf36408
@@ -603,24 +602,19 @@ def cifar_verdict(
     record: dict,  # as for `cifar_rows`
     radius: float,  # which trainings
 ) -> str:  # a sentence
-    "Whether the best network behind the layer is proven more often than the best without: paired, 95 % interval."
-    rows, which = [r for r in cifar_rows(record) if r["radius"] == radius], ("model", "K", "seed", "radius")
-    sides = ([r for r in rows if bool(r["K"]) == layer] for layer in (True, False))
-    best, base = (max(some, key=lambda r: r["intervals"]) for some in sides)
-
-    def proven(row):
-        own = (s for s in record["series"] if s["accounting"] == "intervals" and all(s[k] == row[k] for k in which))
-        s = next(own)
-        return records.unpack(s["outcomes"][s["eps"].index(radius)], s["n"])
-
-    found = {k: 100 * v for k, v in paired_difference(proven(best), proven(base)).items()}
-    ends = f"{found['low']:+.1f} to {found['high']:+.1f}".replace("-", "−")
-    if found["low"] > 0 or found["high"] < 0:
-        word = "adds" if found["value"] > 0 else "costs"
-        return f"The best layer {word} {abs(found['value']):.1f} proven points ({ends} over images, one training each)."
-    side = "above" if found["value"] > 0 else "below"
-    said = f"The best layer is {abs(found['value']):.1f} points {side} none ({ends})"
-    return f"{said}, which {best['n']:,} images cannot tell from no difference."
+    "How much more often each layer's networks are proven than those without: paired, 95 % intervals."
+    own = [s for s in record["series"] if s["accounting"] == "intervals" and s["radius"] == radius]
+    proven = lambda s: records.unpack(s["outcomes"][s["eps"].index(radius)], s["n"])
+    of = lambda K: np.array([proven(s) for s in own if s["K"] == K])
+    levels, none, said = sorted({s["K"] for s in own if s["K"]}), of(None), []
+    for K in levels:
+        sides, alone = (of(K), none), len(of(K)) == len(none) == 1
+        d = paired_difference(*(v[0] for v in sides)) if alone else seeds_difference(*sides)
+        value, low, high = (100 * d[k] for k in ("value", "low", "high"))
+        word = "more" if low > 0 else "fewer" if high < 0 else "undecided"
+        said.append(f"{value:+.1f} (K = {K}; {low:+.1f} to {high:+.1f}: {word})".replace("-", "−"))
+    over = "images, one training each" if len(own) == len(levels) + 1 else "seeds and images"
+    return f"Points that the layer adds to what is proven, over {over}: {', '.join(said)}."
 
 # %% ../nbs/proven.ipynb #bd329f94
 def items():

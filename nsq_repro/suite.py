@@ -150,6 +150,8 @@ def folded(
         nodes = [n for n in symbolic_trace(F).graph.nodes if n.op == "call_module"]
     except Exception:  # whatever its own code raises on what stands for an image
         return F
+    if any(m._forward_hooks or m._forward_pre_hooks for m in F.modules()):
+        return F
     G, calls = copy.deepcopy(F), Counter(n.target for n in nodes)
     kind = lambda n: type(F.get_submodule(n.target)) if n in nodes and calls[n.target] == 1 else None
     for n in nodes:
@@ -218,7 +220,7 @@ def not_broken(
     precision: str = "fp32",  # of the search: 'fp32', 'bf16', or 'auto': see `search_precision`
 ) -> Tensor:  # (N,) bool: still classified correctly
     "Run one attack and judge what it found, in float32. Raises ValueError for a wrong argument."
-    search = {m: searcher(net, precision, x.device) for m, net in nets.items()}
+    search, index = {m: searcher(net, precision, x.device) for m, net in nets.items()}, index.to(x.device)
     found = adversarial_images(attack, search, name, x, y, eps, index, seed, others)
     found, ok = judged(nets[name], found, x, y, eps)[:2]
     if search[name] is not nets[name]:
@@ -560,7 +562,7 @@ def decide_hard(
     free = (hi > lo).flatten(1).sum(1).cpu()
     few, robust, broken = free <= limit, *(torch.zeros(len(x), dtype=torch.bool) for _ in range(2))
     leaf = 512 if has_bounds(hard) else 2**limit
-    exact: dict = dict(boxes=4 * 2**limit // 512, method=proof["method"])
+    exact: dict = dict(boxes=max(1, 4 * 2**limit // 512), method=proof["method"])
     for part, how in ((few, exact), (~few, {**proof, "boxes": 1})):
         if part.any():
             c = certify(hard, x[part], y[part], eps, leaf=leaf, **how)

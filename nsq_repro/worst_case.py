@@ -130,6 +130,7 @@ def worst_case(
     counts: dict = dict(steps=(steps, 1), targets=(targets, 0), batch_size=(batch_size, 1))
     x, y, _ = check_inputs(model, x, y, max(eps), **counts)
     index, _ = check_starts(x, seed, index)
+    plain = None if confirm is None else _plain_loop(model, x, y, index, max(eps), confirm)
     with as_found(model):
         taken_apart(model, x)
         sweep = _Sweep(model, x, y, index, seed, precision, batch_size)
@@ -141,7 +142,7 @@ def worst_case(
             candidates = candidates[~torch.isin(candidates, left)]
             found[candidates] = sweep.kept[candidates]
     verdicts = Verdicts(eps, correct, found, sweep.passes)
-    return verdicts if confirm is None else _confirmed(model, x, y, index, verdicts, batch_size, confirm)
+    return verdicts if plain is None else _confirmed(model, x, y, index, verdicts, batch_size, plain)
 
 # %% ../nbs/worst_case.ipynb #wc025bc0
 def _checked_plan(eps, losses, precision):
@@ -152,6 +153,17 @@ def _checked_plan(eps, losses, precision):
     if precision not in ("auto", "fp32", "bf16"):
         raise ValueError(f"precision={precision!r} is unknown; choose 'auto', 'fp32' or 'bf16'")
     return AttackSpec(eps=eps).eps, losses
+
+
+def _plain_loop(model, x, y, index, eps, given):
+    "Settings and losses of `confirm`, and the rest: tried out on one image, so that nothing is refused after hours."
+    several = lambda v: (v,) if isinstance(v, str) else tuple(v)
+    settings, losses = several(given.get("settings", ("pgd",))), several(given.get("losses", ("ce", "cw")))
+    how = {k: v for k, v in given.items() if k not in ("losses", "settings", "batch_size")}
+    for setting, loss in (pairs := [(s, loss) for s in settings for loss in losses]):
+        once = {**how, "steps": min(how.get("steps", 1), 1)} if type(how.get("steps", 1)) is int else how
+        pgd(model, x[:1], y[:1], eps, loss=loss, setting=setting, index=index[:1], **once)
+    return pairs, how
 
 
 def _left_at(sweep, i, e, losses, steps, targets):
@@ -166,8 +178,7 @@ def _left_at(sweep, i, e, losses, steps, targets):
 
 def _confirmed(model, x, y, index, found, batch_size, plain):
     "The same verdicts after the plain loop on the survivors."
-    pairs = [(s, loss) for s in plain.get("settings", ("pgd",)) for loss in plain.get("losses", ("ce", "cw"))]
-    how = {k: v for k, v in plain.items() if k not in ("losses", "settings")}
+    pairs, how = plain
     correct, kept = found.correct.clone(), found.x
     for r, e in enumerate(found.eps):
         for setting, loss in pairs if e else ():
@@ -200,8 +211,9 @@ def standard_verdict(
         left = (sweep.clean.argmax(1) == y).nonzero()[:, 0]
         left = _search(sweep, left, eps, "ce", steps, start=0)
         left = _search(sweep, left, eps, "cw", steps, start=1, targets=min(9, sweep.clean.shape[1] - 1))
+    how: dict = dict(seed=seed, precision=precision)
     for attack in (Attack("fab-t", steps=steps), Attack("square", n_queries=queries)):
-        if len(left):
-            how: dict = dict(index=index[left], seed=seed, precision=precision)
-            left = left[not_broken(attack, {"": model}, "", x[left], y[left], eps, **how)]
+        parts = left.split(batch_size) if len(left) else ()
+        kept = [i[not_broken(attack, {"": model}, "", x[i], y[i], eps, index[i], **how)] for i in parts]
+        left = torch.cat(kept) if kept else left
     return torch.isin(torch.arange(len(y), device=x.device), left)

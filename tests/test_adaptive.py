@@ -161,6 +161,23 @@ def test_a_folded_copy_that_is_wrong_breaks_nothing(monkeypatch):
     assert suite.not_broken(CE, {"pgd": net}, "pgd", precision="auto", **{**how, "eps": 1e-7}).all()
 
 
+def test_a_hooked_network_is_not_folded():
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten()).eval()
+    assert suite.folded(net) is not net
+    net[1].register_forward_hook(lambda m, a, out: 3 * out)
+    assert suite.folded(net) is net
+
+
+def test_hard_images_with_few_free_pixels_are_decided_for_small_limits():
+    torch.manual_seed(0)
+    F = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
+    hard = SoftQuantNet(F, SoftQuantize(1, math.inf)).eval()
+    x = torch.zeros(2, 1, 4, 4)
+    x.view(2, -1)[:, :5] = 0.49
+    found = suite.decide_hard(hard, x, hard(x).argmax(1), 0.05, 6, {"method": "crown"})
+    assert found["decided"] == found["few"] == 2
+
+
 def test_certified_is_proven_and_goes_up(setting):
     nets, keys, data = setting
     attacked = suite.left_of(suite.cascade(nets, "nsq", keys, data, [CE, TARGETED], RADII, everything()))

@@ -524,3 +524,27 @@ def test_errors_are_kept_behind_flatten_and_for_several_channels():
     assert (low <= smallest_seen(F, lo, hi, y, g) + 1e-9).all() and (
         low - bound_margins(read_program(F), lo, hi, y, "crown").low
     ).mean() > 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e4])
+def test_large_logits_get_more_slack_than_their_rounding(scale):
+    torch.manual_seed(0)
+    F = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(196, 2)).eval().requires_grad_(False)
+    F[1].weight.normal_().mul_(scale)
+    x = torch.rand(30, 1, 14, 14) * 0.4 + 0.3
+    y = F(x).argmax(1)
+    rows = (F[1].weight[y] - F[1].weight[1 - y]).double()
+    margin = (rows * x.flatten(1)).sum(1) + (F[1].bias[y] - F[1].bias[1 - y]).double()
+    at_the_edge = margin / rows.abs().sum(1)  # where the margin is 0 in real arithmetic
+    assert not certify(F, x, y, at_the_edge * (1 + 2e-7), boxes=0).robust.any()
+    assert certify(F, x, y, at_the_edge * 0.5, boxes=0).robust.float().mean() > 0.8
+
+
+def test_slack_covers_what_float32_loses():
+    torch.manual_seed(0)
+    F = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2, bias=False)).eval().requires_grad_(False)
+    F[1].weight[:, :8] = 1e6
+    F[1].weight[:, 8:] = -1e6  # logits of order 1 from sums of order 1e7: all their digits are rounding
+    F[1].weight += torch.randn(2, 16)
+    x = torch.rand(4, 1, 1, 8).repeat(1, 1, 2, 1)
+    assert (F(x).abs() < 20).all() and not certify(F, x, F(x).argmax(1), 1e-9, boxes=0).robust.any()

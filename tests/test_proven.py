@@ -413,3 +413,14 @@ def test_no_search_breaks_a_proven_colour_image(coloured):
             assert zbox(net, x, y, e, steps=10, loss=loss, targets=2).correct.all()
         setting = "pgd" if K is None else "bpda_ste"
         assert pgd(net, x, y, e, 10, e / 4, loss="ce", setting=setting).correct_worst.all()
+
+
+def test_intervals_prove_nothing_of_a_network_that_is_not_its_parts():
+    class Other(SoftQuantNet):
+        def forward(self, x):
+            return -self.features(self.quantize(x))
+
+    F = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    net, x = Other(F, SoftQuantize(1, 1000.0)).eval(), torch.ones(3, 1, 2, 2)
+    with pytest.raises(ValueError, match="behind its layer"):
+        proven.proven_by_intervals(net, x, F(x).argmax(1), 0.01)

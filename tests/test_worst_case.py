@@ -124,3 +124,19 @@ def test_bad_input_is_refused(name):
     wrong, says = BAD[name]
     with pytest.raises(ValueError, match=says):
         worst_case(net, *images(net, 4), **wrong)
+
+
+@pytest.mark.parametrize("confirm", [{"losses": "ce"}, {"batch_size": 3, "settings": "pgd"}])
+def test_confirm_takes_what_the_plain_loop_takes(confirm):
+    net = network(0, None)
+    x, y = images(net)
+    assert worst_case(net, x, y, (0.0, 0.1), steps=1, confirm={**confirm, "steps": 2}).correct.shape == (2, len(y))
+
+
+@pytest.mark.parametrize("confirm", [{"losses": "cee"}, {"setings": "pgd"}, {"steps": 0}, {"step_size": -1.0}])
+def test_confirm_is_refused_before_the_search(confirm, monkeypatch):
+    net = network(0, None)
+    x, y = images(net)
+    monkeypatch.setattr(page, "_Sweep", lambda *_: pytest.fail("searched first"))
+    with pytest.raises((ValueError, TypeError)):
+        worst_case(net, x, y, (0.0, 0.1), steps=1, confirm=confirm)
