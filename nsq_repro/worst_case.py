@@ -182,7 +182,8 @@ def _confirmed(model, x, y, index, found, batch_size, plain):
     correct, kept = found.correct.clone(), found.x
     for r, e in enumerate(found.eps):
         for setting, loss in pairs if e else ():
-            for i in correct[r].nonzero()[:, 0].split(batch_size):
+            survivors = correct[r].nonzero()[:, 0]
+            for i in survivors.split(batch_size) if len(survivors) else ():
                 a = pgd(model, x[i], y[i], e, loss=loss, setting=setting, index=index[i], **how)
                 lost = i[~a.correct_worst]
                 correct[r:, lost], kept[lost] = False, a.x[~a.correct_worst]

@@ -540,11 +540,15 @@ def test_large_logits_get_more_slack_than_their_rounding(scale):
     assert certify(F, x, y, at_the_edge * 0.5, boxes=0).robust.float().mean() > 0.8
 
 
-def test_slack_covers_what_float32_loses():
+def test_slack_covers_what_float32_loses(monkeypatch):
     torch.manual_seed(0)
-    F = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2, bias=False)).eval().requires_grad_(False)
-    F[1].weight[:, :8] = 1e6
-    F[1].weight[:, 8:] = -1e6  # logits of order 1 from sums of order 1e7: all their digits are rounding
-    F[1].weight += torch.randn(2, 16)
-    x = torch.rand(4, 1, 1, 8).repeat(1, 1, 2, 1)
-    assert (F(x).abs() < 20).all() and not certify(F, x, F(x).argmax(1), 1e-9, boxes=0).robust.any()
+    F = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval().requires_grad_(False)
+    x = torch.rand(4, 1, 1, 16)
+    y, edge = F(x).argmax(1), torch.tensor(1e-9)
+    assert certify(F, x, y, edge, boxes=0).robust.all()
+    monkeypatch.setattr(certificates._Target, "rounding", lambda *_: 1.0)  # as if float32 lost all digits
+    assert not certify(F, x, y, edge, boxes=0).robust.any()
+    monkeypatch.undo()
+    F[1].weight += torch.tensor([1e3] * 8 + [-1e3] * 8)  # sums of 8e3 that nearly cancel
+    of = certificates._Target.of(F, x, "crown", 1e-3, math.inf, 1)
+    assert of.rounding(x) > 1e-5 and of.rounding(x.double()) == 0.0
