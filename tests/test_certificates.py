@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
+from nsq_repro import certificates
 from nsq_repro.attacks import pgd
 from nsq_repro.certificates import METHODS, bound_margins, bounds, certify, corners, cut, exact_hard, preimage
 from nsq_repro.correlated_errors import Polytopes, SharedErrors, curves
