@@ -220,7 +220,8 @@ def not_broken(
     precision: str = "fp32",  # of the search: 'fp32', 'bf16', or 'auto': see `search_precision`
 ) -> Tensor:  # (N,) bool: still classified correctly
     "Run one attack and judge what it found, in float32. Raises ValueError for a wrong argument."
-    search, index = {m: searcher(net, precision, x.device) for m, net in nets.items()}, index.to(x.device)
+    used, index = {name, attack.source or name}, index.to(x.device)
+    search = {m: searcher(nets[m], precision, x.device) for m in used}
     found = adversarial_images(attack, search, name, x, y, eps, index, seed, others)
     found, ok = judged(nets[name], found, x, y, eps)[:2]
     if search[name] is not nets[name]:

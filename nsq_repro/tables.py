@@ -342,6 +342,8 @@ def effects_sentence(
         for l in ("ce", "cw")
     )
     rest = max((row[r, l, "interaction"] for r, l in RESPONSES if r != "clean"), key=lambda r: r["size"])
+    lacks = ", ".join(f"K = {K} with α = {a / 255:.10g}×255" for K, a in record.get("missing", ()))
+    lacks = f" Cells that are not there yet: {lacks}; levels count where all their cells are." if lacks else ""
     return (
         f"On {record['data']['title']} (scale {record['scale']}, n = {s['n']:,}), {head}: of {n} attacked responses "
         f"$s_K$ is above $s_\\alpha$ in {for_K}, below in {for_alpha}, "
@@ -351,7 +353,7 @@ def effects_sentence(
         f"{alphas[-1] / 255:.10g}×255 by {change(row['largest', 'ce', 'alpha'])} and "
         f"{change(row['clean', 'ce', 'alpha'])}. "
         "Intervals are over test images. Each cell is one training; what trainings differ by among themselves is in "
-        f"the interaction, up to {size(rest)} points."
+        f"the interaction, up to {size(rest)} points.{lacks}"
     )
 
 # %% ../nbs/tables.ipynb #28adc517
