@@ -275,8 +275,11 @@ def unpack(
     text: str,  # what `pack` made
     n: int,  # number of outcomes
 ) -> np.ndarray:  # (n,) booleans
-    "Per-example outcomes from text."
-    return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=n).astype(bool)
+    "Per-example outcomes from text. Raises ValueError for a text of another length: missing ones would read as False."
+    packed = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
+    if len(packed) != (n + 7) // 8:
+        raise ValueError(f"{n:,} outcomes are {(n + 7) // 8:,} bytes, and there are {len(packed):,}")
+    return np.unpackbits(packed, count=n).astype(bool)
 
 # %% ../nbs/records.ipynb #ff1d58e1
 def digest(

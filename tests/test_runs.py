@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import RUNS
 
-from nsq_repro import results
+from nsq_repro import records, results
 from nsq_repro.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,3 +131,10 @@ def test_list(plain, tmp_path):
         "unfinished" != r["state"] for r in listed["runs"]
     )
     assert "no figures yet" in cli("list", home=tmp_path).stdout
+
+
+@pytest.mark.parametrize("kept, n", [(16, 24), (24, 16), (0, 8)])
+def test_outcomes_of_another_length(kept, n):
+    "What is missing is not read as lost, nor is what is too much left out."
+    with pytest.raises(ValueError, match=f"{n} outcomes are {n // 8} bytes, and there are {kept // 8}"):
+        records.unpack(records.pack([True] * kept), n)
