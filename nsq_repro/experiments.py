@@ -256,13 +256,23 @@ def variant_name(
     preset: dict,  # values of the preset
     seed: int = 0,  # named where it is not 0
 ) -> str | None:  # for example 'mnist-K2'; None where nothing differs
-    "Folder of a run's figures, below the scale's."
-    short = lambda v: f"{v:g}" if isinstance(v, float) else "+".join(map(short, v)) if isinstance(v, tuple) else str(v)
+    "Folder of a run's figures, below the scale's; two runs with different parameters never share one."
+    number = lambda v: _number(v) if isinstance(v, float) else str(v)
+    short = lambda v: "+".join(map(short, v)) if isinstance(v, tuple) else number(v)
     changed = [f"{k}{short(v)}" for k, v in given.items() if v != preset[k]] + ([f"seed{seed}"] if seed else [])
     text = "-".join([name, *changed])
     if len(text) > 100:
-        text = f"{text[:80]}-{records.spec_hash({k: short(v) for k, v in given.items()})}"
+        whole = {k: short(v) for k, v in given.items()} | ({"seed": seed} if seed else {})  # the seed is cut off
+        text = f"{text[:80]}-{records.spec_hash(whole)}"
     return text if changed else None
+
+
+def _number(v):
+    "A number in a name: six digits for the one that they mean, k/255 where they are those of one; others whole."
+    text = f"{v:g}"
+    level = round(255 * float(text)) / 255
+    meant = level if 0 <= v <= 1 and f"{level:g}" == text else float(text)
+    return text if v == meant else v.hex() if v == float(text) else repr(v)
 
 # %% ../nbs/experiments.ipynb #440484ac
 def decide(

@@ -13,6 +13,7 @@ from conftest import RUNS
 
 from nsq_repro import records, results
 from nsq_repro.cli import main
+from nsq_repro.experiments import variant_name
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"scale": "smoke", **RUNS["mnist"]}
@@ -138,3 +139,15 @@ def test_outcomes_of_another_length(kept, n):
     "What is missing is not read as lost, nor is what is too much left out."
     with pytest.raises(ValueError, match=f"{n} outcomes are {n // 8} bytes, and there are {kept // 8}"):
         records.unpack(records.pack([True] * kept), n)
+
+
+def test_variants_never_share_a_name():
+    "Seeds of long names, numbers beyond six digits, and the decimals that look like a number of grey levels."
+    name = lambda seed=0, **given: variant_name("demo", given, dict.fromkeys(given), seed)
+    long = tuple(k / 1000 for k in range(200))
+    values = (1234567.0, 1234568.0, 1234570.0, 8 / 255, 0.0313725, 1 / 3, 0.333333, 1000.0, 25500.0, 0.1, 0.1 + 2e-17)
+    names = [name(seed, eps=long) for seed in range(3)] + [name(seed, alpha=v) for v in values for seed in (0, 1)]
+    assert len(set(names)) == 3 + 2 * len(set(values)) and max(map(len, names)) <= 100
+    same = {"eps": (0.0, 8 / 255, 0.1), "K": 2, "alpha": 25500.0, "noise": 0.3, "models": ("nsq", "pgd")}
+    assert name(3, **same) == "demo-eps0+0.0313725+0.1-K2-alpha25500-noise0.3-modelsnsq+pgd-seed3"
+    assert name(eps=long).endswith("-c6df44d057874f92")
