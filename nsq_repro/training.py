@@ -114,8 +114,9 @@ def _batch_rules(s):
         ),
         "noise": (_between(s.noise, 0, 1), "a radius in [0, 1] (16/255, not 16)"),
         "noise_shape": (
-            s.noise_shape in list(NOISE) and (s.noise_shape == "uniform" or _between(s.noise, 0, 1) and s.noise > 0),
-            f"one of {', '.join(NOISE)}; other than uniform only with noise > 0",
+            s.noise_shape in list(NOISE)
+            and (s.noise_shape == "uniform" or _between(s.noise, 0, 1) and s.noise > 0 and not s.stability),
+            f"one of {', '.join(NOISE)}; other than uniform only with noise > 0, and not with stability",
         ),
         "eps": (_between(s.eps, 0, 1), "a radius in [0, 1] (8/255, not 8)"),
         "steps": (_whole(s.steps, 0) and (s.steps == 0) == still, "at least 1 where there is an adversary, else 0"),
