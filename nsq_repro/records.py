@@ -345,6 +345,7 @@ def cached(
     compute: Callable[[Path], dict],  # folder of the run → values of its record; it may keep states of its own there
     refresh: bool = False,  # compute it again, from nothing
     needs: tuple = (),  # other files of the run, such as 'model.safetensors': without them it is not there
+    spare: tuple = (),  # files that nobody needs once the record is there, such as 'state.safetensors'
 ) -> dict:  # the record: the values, and kind, hash, files, provenance, digest
     "The record of a run: loaded and checked, or computed and saved. Raises ValueError as `load_record`."
     folder, name = run_dir(content, kind), spec_hash(content)
@@ -354,7 +355,9 @@ def cached(
                 if f.is_file() and f.name != ".lock":
                     f.unlink()
         if all((folder / f).is_file() for f in ("record.json", *needs)):
-            return load_record(folder / "record.json", name)
+            record = load_record(folder / "record.json", name)
+            _remove(folder, spare)
+            return record
         wall, cpu = time.perf_counter(), time.process_time()
         values = compute(folder)
         if "provenance" not in values:
@@ -362,7 +365,15 @@ def cached(
             values = {**values, "provenance": taken}
         files = {"files": {f: file_digest(folder / f) for f in needs}} if needs else {}
         save_record(folder / "record.json", {**values, **files, "kind": kind, "hash": name})
+        _remove(folder, spare)
     return load_json(folder / "record.json")
+
+
+def _remove(folder, names):
+    "Files that are there no longer, or were not: a killed process may have left them."
+    for path in (folder / name for name in names):
+        if path.is_file():
+            path.unlink()
 
 # %% ../nbs/records.ipynb #9a1776e5
 def figure_dir(

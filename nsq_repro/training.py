@@ -564,12 +564,11 @@ def train(
         effect = {} if held_out is None else {"rounding": rounding_effect(model.eval(), held_out)}
         described = {"spec": records.spec_dict(spec, defaults=True)}
         save_checkpoint(folder / "model.safetensors", round_weights(model.eval()), described)
-        (folder / "state.safetensors").unlink(missing_ok=True)
         return _values(spec, data, model, done, device) | effect | (start.name if start else {})
 
     if start and not start.leads:
         return _trained(spec, data, device, records.run_dir(key, "train"), False, math.inf, start)[0].eval(), {}
-    record = records.cached(key, "train", compute, refresh, needs=("model.safetensors",))
+    record = records.cached(key, "train", compute, refresh, ("model.safetensors",), spare=("state.safetensors",))
     model, _ = load_checkpoint(records.run_file(key, "train", "model.safetensors"), device)
     return model.eval(), record
 
