@@ -31,7 +31,7 @@ from . import records
 from .attacks import LOSSES, as_found, ball, check_inputs, end_of, frozen, loss_steps, surrogate, taken_apart
 from .data import Dataset, crop_flip
 from .intervals import worst_logits
-from .networks import NETWORKS, build, load_checkpoint, round_weights, save_checkpoint
+from .networks import NETWORKS, build, load_checkpoint, round_weights, save_checkpoint, weights_digest
 
 # %% ../nbs/training.ipynb #efd44b5a
 @dataclass(frozen=True)
@@ -471,12 +471,37 @@ def _unpack_state(tensors, model, optimizer, average=None):
             )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
+# %% ../nbs/training.ipynb #86d22f71
+def _check_state(tensors, model, optimizer, average=None):
+    "Raises ValueError where a tensor is missing, is one too many, or has another shape or type."
+    own = {f"model.{k}": v for k, v in model.state_dict().items()}
+    own |= {} if average is None else {f"average.{k}": v for k, v in average.state_dict().items()}
+    kind = lambda some: {k: (v.shape, v.dtype) for k, v in some.items() if not k.startswith("optimizer.")}
+    if kind(tensors) != kind(own):
+        raise ValueError("its weights are not those of this network")
+    usual = {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
+    found, parameters = {}, [p for g in optimizer.param_groups for p in g["params"]]
+    for name in (k for k in tensors if k.startswith("optimizer.")):
+        _, i, slot = name.split(".", 2)
+        found.setdefault(int(i), {})[slot] = tensors[name].shape
+    if not found or not set(found) <= set(range(len(parameters))):
+        raise ValueError("its optimizer is of another network")
+    for i, slots in found.items():
+        if slots != {k: torch.Size() if k == "step" else parameters[i].shape for k in usual}:
+            raise ValueError(f"the optimizer's state of weight {i} is not whole")
+
 # %% ../nbs/training.ipynb #547f044d
 def _save_state(path, progress, *parts):
     "Save all that a run needs to go on."
     from safetensors.torch import save
 
-    records.atomic_write(path, save(_pack_state(*parts), {"nsq": records.canonical(progress)}))
+    tensors, text = _pack_state(*parts), records.canonical(progress)
+    records.atomic_write(path, save(tensors, {"nsq": text, "digest": _state_digest(text, tensors)}))
+
+
+def _state_digest(text, tensors):
+    "Name of a state's content."
+    return records.spec_hash({"progress": text, "tensors": weights_digest(tensors)})
 
 
 def _load_state(path, *parts):
@@ -489,10 +514,16 @@ def _load_state(path, *parts):
         return None
     try:
         with safe_open(path, "pt") as f:
-            progress, tensors = json.loads(f.metadata()["nsq"]), {k: f.get_tensor(k) for k in f.keys()}
+            meta, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+        if meta.get("digest") not in (None, _state_digest(meta["nsq"], tensors)):  # older states have none
+            raise ValueError("its digest does not fit")
+        progress = json.loads(meta["nsq"])
+        if not {"iteration", "seconds", "losses"} <= set(progress):
+            raise ValueError("it does not say how far it is")
+        _check_state(tensors, *parts)  # nothing is loaded of a state that does not fit as a whole
         _unpack_state(tensors, *parts)
         return progress
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
         path.rename(path.with_suffix(".damaged"))
         aside = f"set aside as {path.stem}.damaged, training starts again from the first iteration"
         tqdm.write(f"{path} is damaged ({e}); {aside}")
