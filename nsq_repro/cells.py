@@ -246,7 +246,8 @@ def made_from(
 ) -> dict:  # part, model, kinds (folders), hashes and digests, commits, seconds and cpu_seconds of all
     "Which run files a part of a record comes from."
     runs = sorted(runs, key=lambda r: (r["kind"], r["hash"]))
-    commits = Counter((r["provenance"]["commit"], r["provenance"]["dirty"]) for r in runs)
+    parts = lambda r: r["provenance"].get("parts", [r["provenance"]])  # of a file that several processes made
+    commits = Counter(made for r in runs for made in {(p["commit"], p["dirty"]) for p in parts(r)})
     total = lambda k: round(sum(r["provenance"].get(k) or 0.0 for r in runs), 2)
     return {
         "part": part, "model": model,

@@ -16,6 +16,7 @@ import base64
 import csv
 import dataclasses
 import errno
+import functools
 import hashlib
 import importlib.resources
 import io
@@ -220,6 +221,17 @@ def _git(*args):
     except (OSError, subprocess.SubprocessError):
         return None
 
+
+@functools.cache
+def _code(folder):
+    "Commit and changes of the code in a folder, when this process first asks: what is committed later it does not run."
+    status = _git("status", "--porcelain", "--", "nbs", "nsq_repro")
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(status) if status is not None else None}
+
+
+def _code_here():
+    return _code(repository() or Path.cwd())
+
 # %% ../nbs/records.ipynb #9e0dd54f
 def device_name(
     device="cpu",  # torch device
@@ -237,18 +249,16 @@ def provenance(
     seconds: float | None = None,  # wall-clock seconds of the run
     cpu_seconds: float | None = None,  # seconds its threads computed, all together
 ) -> dict:  # JSON values
-    "Device, threads, versions, commit, time and peak memory of a run."
+    "Device, threads, versions, commit at the start of the process's work, time and peak memory of a run."
     import torch
 
-    status = _git("status", "--porcelain", "--", "nbs", "nsq_repro")
     versions = {"nsq_repro": nsq_repro.__version__, "python": platform.python_version()}
     taken = {"seconds": seconds, "cpu_seconds": cpu_seconds}
     return {
         "device": device_name(device), "threads": torch.get_num_threads(),
         **{k: None if v is None else round(v, 2) for k, v in taken.items()},
         "peak_memory_mib": round(_peak_memory(device) / 2**20),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(status) if status is not None else None,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **_code_here(),
         "versions": {**versions, "torch": torch.__version__, "numpy": np.__version__},
     }
 
@@ -349,6 +359,7 @@ def cached(
 ) -> dict:  # the record: the values, and kind, hash, files, provenance, digest
     "The record of a run: loaded and checked, or computed and saved. Raises ValueError as `load_record`."
     folder, name = run_dir(content, kind), spec_hash(content)
+    _code_here()  # before the work, which may take hours
     with _alone(folder):
         if refresh:
             for f in folder.iterdir():

@@ -12,8 +12,12 @@ import torch
 from conftest import RUNS
 
 from nsq_repro import records, results
+from nsq_repro.cells import made_from
 from nsq_repro.cli import main
-from nsq_repro.experiments import variant_name
+from nsq_repro.data import load
+from nsq_repro.evaluation import AttackSpec, eval_key, evaluate
+from nsq_repro.experiments import evaluation_row, variant_name
+from nsq_repro.networks import build
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"scale": "smoke", **RUNS["mnist"]}
@@ -151,3 +155,51 @@ def test_variants_never_share_a_name():
     same = {"eps": (0.0, 8 / 255, 0.1), "K": 2, "alpha": 25500.0, "noise": 0.3, "models": ("nsq", "pgd")}
     assert name(3, **same) == "demo-eps0+0.0313725+0.1-K2-alpha25500-noise0.3-modelsnsq+pgd-seed3"
     assert name(eps=long).endswith("-c6df44d057874f92")
+
+
+def test_the_commit_is_that_of_the_start(monkeypatch, tmp_path):
+    "A commit made while a process works is not the code that it runs."
+    monkeypatch.setenv("NSQ_HOME", str(tmp_path))
+    monkeypatch.setattr(records, "repository", lambda: tmp_path)
+    answers = {"rev-parse": "a" * 40, "status": ""}
+    monkeypatch.setattr(records, "_git", lambda command, *_: answers[command])
+
+    def compute(folder):
+        answers.update({"rev-parse": "b" * 40, "status": " M nbs/records.ipynb"})
+        return {"n": 1}
+
+    for content in ({"K": 1}, {"K": 2}):
+        made = records.cached(content, "toy", compute)["provenance"]
+        assert (made["commit"], made["dirty"]) == ("a" * 40, False)
+
+
+def test_each_radius_says_how_it_was_made(monkeypatch, tmp_path):
+    "A curve that two processes made names both; one that is only put together names those that attacked."
+    monkeypatch.setenv("NSQ_HOME", str(tmp_path))
+    code = {"commit": "a" * 40, "dirty": True}
+    monkeypatch.setattr(records, "_code", lambda folder: dict(code))
+    data, net, key = load("digits"), build("mnist_cnn", 1, 1000.0).eval(), {"model": "nsq"}
+    attack = AttackSpec("pgd", eps=(0.0, 0.1), steps=1, step_size=0.1, n_test=4)
+    path = records.run_file(eval_key(attack, key, data), "eval")
+    whole = evaluate(net, key, data, attack, batch_size=4)
+    assert "parts" not in whole["provenance"] and whole["batch_size"] == 4
+    path.unlink()
+    code.update(commit="b" * 40, dirty=False)
+    again = evaluate(net, key, data, attack, batch_size=2)
+    assert again["batch_size"] == 4 and records.is_dirty(again)
+    assert {k: again["provenance"][k] for k in code} == {"commit": "a" * 40, "dirty": True}
+    path.unlink(), path.with_name("eps-0.1.json").unlink()
+    mixed = evaluate(net, key, data, attack, batch_size=2)
+    parts = mixed["provenance"]["parts"]
+    told = [(p["commit"][0], p["dirty"], p["batch_size"], p["eps"]) for p in parts]
+    assert told == [("a", True, 4, [0.0]), ("b", False, 2, [0.1])] and records.is_dirty(evaluation_row(mixed))
+    made = made_from("curves", "nsq", [mixed, mixed])["commits"]
+    assert [(c["commit"][0], c["dirty"], c["files"]) for c in made] == [("a", True, 2), ("b", False, 2)]
+    old = records.load_record(path.with_name("eps-0.1.json"))
+    records.save_record(path.with_name("eps-0.1.json"), {k: v for k, v in old.items() if k in OLD})
+    path.unlink()
+    unknown = evaluate(net, key, data, attack)["provenance"]["parts"][1]
+    assert unknown.pop("eps") == [0.1] and set(unknown.values()) == {None}
+
+
+OLD = ("n", "weights", "seconds", "cpu_seconds", "last", "worst")  # what a radius said of itself before
