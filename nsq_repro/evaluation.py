@@ -208,17 +208,17 @@ def evaluate(
     def compute(folder):
         x, y = used.floats(device=device), used.y.to(device)
         at = lambda e: outcomes_at(model, x, y, e, spec, batch_size, count)
-        how = weights, batch_size, device
+        how = key["model"], weights, batch_size, device
         cells = [_cell(folder / f"eps-{e!r}.json", *how, lambda e=e: at(e)) for e in spec.eps]
         return _curve(spec, key, weights, used, batch_size, device, cells)
 
     record = records.cached(content := eval_key(spec, key, data), "eval", compute, refresh)
-    _same_weights(record, weights, records.run_file(content, "eval"))
+    records.check_weights(record, weights, records.run_file(content, "eval"), key["model"])
     on_batch(spec.n_test * len(spec.eps) - done)
     return record
 
 # %% ../nbs/evaluation.ipynb #ff89178d
-def _cell(path, weights, batch_size, device, compute):
+def _cell(path, model, weights, batch_size, device, compute):
     "One radius of a curve: from its file, or computed and saved."
     if not path.exists():
         wall, cpu = time.perf_counter(), time.process_time()
@@ -228,7 +228,7 @@ def _cell(path, weights, batch_size, device, compute):
         made = {"batch_size": batch_size, "provenance": records.provenance(device, *taken.values())}
         records.save_record(path, {"n": len(outcomes["last"]), "weights": weights, **taken, **made, **packed})
     saved = records.load_record(path)
-    _same_weights(saved, weights, path)
+    records.check_weights(saved, weights, path, model)
     return saved | {k: records.unpack(saved[k], saved["n"]) for k in ("last", "worst")}
 
 
@@ -257,9 +257,3 @@ def _made_by(eps, cells, now):
     made = {**now, "batch_size": last["batch_size"], **{k: last["provenance"][k] for k in names}}
     return made if len(parts) == 1 and known else {**made, "parts": list(parts.values())}
 
-
-def _same_weights(record, weights, path):
-    "Raises ValueError for outcomes of a network with other weights."
-    if weights is not None and record.get("weights") not in (None, weights):
-        found = f"{path} is of a network with other weights ({record['weights']}, not {weights})"
-        raise ValueError(f"{found}, trained by the same spec; run with refresh (-p refresh true), or delete its folder")

@@ -161,7 +161,7 @@ def cell(
     "Training and attack as a cell."
     content = {"model": train_key(spec, fit.fingerprint), "data": data.fingerprint, **p.attack()}
     given = dict(spec=spec, p=p, fit=fit, data=data, refresh=refresh)
-    return Cell("fair", content, trained_and_attacked, given, p.device)
+    return Cell("fair", content, trained_and_attacked, given, p.device, trains=True)
 
 # %% ../nbs/fair.ipynb #a649109a
 def costs(

@@ -6,9 +6,9 @@
 __all__ = ['AGAIN', 'MODELS', 'LABELS', 'SETTING_LABELS', 'LOSS_LABELS', 'ACCOUNTING_LABELS', 'SCALES', 'spec_dict', 'canonical',
            'spec_hash', 'check_fields', 'check_kind', 'check_device', 'repository', 'home', 'run_file', 'run_dir',
            'atomic_write', 'check_space', 'save_json', 'load_json', 'parse_json', 'device_name', 'provenance', 'pack',
-           'unpack', 'digest', 'save_record', 'load_record', 'file_digest', 'cached', 'figure_dir', 'render',
-           'save_figure', 'save_table', 'load_figure_record', 'modules_that_define', 'paper', 'eps_text', 'in_order',
-           'mixed_commits', 'is_dirty', 'refuse_dirty', 'caption', 'table_markdown', 'images_to_text',
+           'unpack', 'digest', 'save_record', 'load_record', 'file_digest', 'cached', 'check_weights', 'figure_dir',
+           'render', 'save_figure', 'save_table', 'load_figure_record', 'modules_that_define', 'paper', 'eps_text',
+           'in_order', 'mixed_commits', 'is_dirty', 'refuse_dirty', 'caption', 'table_markdown', 'images_to_text',
            'images_from_text', 'printed_numbers', 'scales_for', 'best_record', 'present_scale']
 
 # %% ../nbs/records.ipynb #559fb0e2
@@ -385,6 +385,18 @@ def _remove(folder, names):
     for path in (folder / name for name in names):
         if path.is_file():
             path.unlink()
+
+# %% ../nbs/records.ipynb #7832e02b
+def check_weights(
+    record: dict,  # of a run; 'weights' (digest) says of which network, where it is not an older one
+    weights: str | None,  # digest of the network at hand; None: there is none to compare
+    path: Path,  # of the record
+    model: str,  # name of the network
+) -> None:
+    "Raises ValueError for a result of a network with other weights."
+    if weights is not None and record.get("weights") not in (None, weights):
+        found = f"{path} is of {model} with other weights ({record['weights']}, not {weights})"
+        raise ValueError(f"{found}, trained by the same spec; run with refresh (-p refresh true), or delete its folder")
 
 # %% ../nbs/records.ipynb #9a1776e5
 def figure_dir(
