@@ -64,8 +64,8 @@ class Cell:
 
         record = records.cached(self.content, self.kind, compute, refresh)
         if self.trains or self.weights:
-            path = records.run_file(self.content, self.kind)
-            records.check_weights(record, self.network(), path, self.content["model"]["model"])
+            model = self.content.get("model", {}).get("model", "a network")
+            records.check_weights(record, self.network(), records.run_file(self.content, self.kind), model)
         return record
 
 # %% ../nbs/cells.ipynb #4f2f84e8

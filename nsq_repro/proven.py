@@ -295,12 +295,12 @@ def run(
     "Everything that costs time. Raises ValueError or FileNotFoundError before any work if it cannot be done."
     q, p = read(Parameters, parameters), plan(**parameters)
     fit, _, test = splits(p, q.data_root, q.download)
-    wanted = trainings(p)
-    tasks = {i: cell(spec_of(p, **t), p, fit, test, q.refresh) for i, t in enumerate(wanted)}
+    wanted, again = trainings(p), q.refresh and q.compute
+    tasks = {i: cell(spec_of(p, **t), p, fit, test, again) for i, t in enumerate(wanted)}
     if not q.compute:
         tasks = {i: c for i, c in tasks.items() if records.run_file(c.content, c.kind).exists()}
     with Workers(q.workers, p.device) as workers:
-        done = workers.run(list(tasks.values()), "train, attack and prove", q.refresh)
+        done = workers.run(list(tasks.values()), "train, attack and prove", again)
     networks = [{**wanted[i], **origin(r), **r["row"]} for i, r in zip(tasks, done)]
     return proven_record(p, test, networks, [t for i, t in enumerate(wanted) if i not in tasks])
 

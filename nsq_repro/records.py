@@ -6,10 +6,10 @@
 __all__ = ['AGAIN', 'MODELS', 'LABELS', 'SETTING_LABELS', 'LOSS_LABELS', 'ACCOUNTING_LABELS', 'SCALES', 'spec_dict', 'canonical',
            'spec_hash', 'check_fields', 'check_kind', 'check_device', 'repository', 'home', 'run_file', 'run_dir',
            'atomic_write', 'check_space', 'save_json', 'load_json', 'parse_json', 'device_name', 'provenance', 'pack',
-           'unpack', 'digest', 'save_record', 'load_record', 'file_digest', 'cached', 'check_weights', 'figure_dir',
-           'render', 'save_figure', 'save_table', 'load_figure_record', 'modules_that_define', 'paper', 'eps_text',
-           'in_order', 'mixed_commits', 'is_dirty', 'refuse_dirty', 'caption', 'table_markdown', 'images_to_text',
-           'images_from_text', 'printed_numbers', 'scales_for', 'best_record', 'present_scale']
+           'unpack', 'digest', 'save_record', 'load_record', 'file_digest', 'cached', 'check_weights', 'load_run',
+           'figure_dir', 'render', 'save_figure', 'save_table', 'load_figure_record', 'modules_that_define', 'paper',
+           'eps_text', 'in_order', 'mixed_commits', 'is_dirty', 'refuse_dirty', 'caption', 'table_markdown',
+           'images_to_text', 'images_from_text', 'printed_numbers', 'scales_for', 'best_record', 'present_scale']
 
 # %% ../nbs/records.ipynb #559fb0e2
 import base64
@@ -397,6 +397,18 @@ def check_weights(
     if weights is not None and record.get("weights") not in (None, weights):
         found = f"{path} is of {model} with other weights ({record['weights']}, not {weights})"
         raise ValueError(f"{found}, trained by the same spec; run with refresh (-p refresh true), or delete its folder")
+
+# %% ../nbs/records.ipynb #fdf728f0
+def load_run(
+    content: dict,  # what names the run: JSON values
+    kind: str,  # 'train', 'timing', …
+    what: str,  # it is, in words
+) -> dict:  # the record
+    "The record of a run that is there; nothing is computed, no folder made. Raises FileNotFoundError saying how to."
+    path = run_file(content, kind)
+    if not path.is_file():
+        raise FileNotFoundError(f"{what} ({path.parent.name}) is not there yet; run it with compute=True")
+    return load_record(path, spec_hash(content))
 
 # %% ../nbs/records.ipynb #9a1776e5
 def figure_dir(

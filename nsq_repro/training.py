@@ -580,16 +580,17 @@ def train(
     save_every: float = 30.0,  # seconds between two savings of the state
     held_out=None,  # `Dataset`: a new training records what rounding changes there, see `rounding_effect`
     start=None,  # `Start`: other initial weights and steps
+    compute: bool = True,  # False: only load what was trained before, even with refresh
 ) -> tuple[nn.Module, dict]:  # network in eval mode, and the record of its training
-    """Train and round the weights, or load what was trained before.
-    Raises ValueError for wrong arguments, and when the loss is no longer finite."""
+    """Train and round the weights, or load what was trained before. Raises ValueError for wrong arguments, and when
+    the loss is no longer finite; FileNotFoundError where nothing is there to load."""
     records.check_kind("spec", spec, TrainSpec, "recipe(…)")
     records.check_kind("data", data, Dataset, "load(…)")
     records.check_device(device)
 
     key = train_key(spec, data.fingerprint) | (start.name if start else {})
 
-    def compute(folder):
+    def work(folder):
         records.check_space(folder, bytes_written(spec))
         model, done = _trained(spec, data, device, folder, progress, save_every, start)
         effect = {} if held_out is None else {"rounding": rounding_effect(model.eval(), held_out)}
@@ -599,7 +600,10 @@ def train(
 
     if start and not start.leads:
         return _trained(spec, data, device, records.run_dir(key, "train"), False, math.inf, start)[0].eval(), {}
-    record = records.cached(key, "train", compute, refresh, ("model.safetensors",), spare=("state.safetensors",))
+    if compute:
+        record = records.cached(key, "train", work, refresh, ("model.safetensors",), spare=("state.safetensors",))
+    else:
+        record = records.load_run(key, "train", f"the network {spec.model}")
     model, _ = load_checkpoint(records.run_file(key, "train", "model.safetensors"), device)
     return model.eval(), record
 
@@ -743,19 +747,22 @@ def training_cost(
     data,  # `Dataset`, the training split
     device: str = "cpu",  # torch device
     refresh: bool = False,  # measure again
+    compute: bool = True,  # False: only load what was measured before
     **how,  # rounds, iterations of `time_per_iteration`
 ) -> dict:  # record: seconds per iteration of each model, in turns
-    "The record of `time_per_iteration`, kept under runs/."
+    "The record of `time_per_iteration`, kept under runs/. Raises FileNotFoundError where nothing is there to load."
     named = specs if isinstance(specs, dict) else {s.model: s for s in specs}
     named = {name: replace(s, seed=0) for name, s in named.items()}
     short = {m: records.spec_dict(s) for m, s in named.items()}
     content = {"specs": short, "device": records.device_name(device), **how}
+    if not compute:
+        return records.load_run(content, "timing", f"the timing of {', '.join(named)} on {content['device']}")
 
-    def compute(folder):
+    def work(folder):
         began = time.perf_counter()
         times = time_per_iteration(named, data, device, **how)
         whole = {m: records.spec_dict(s, defaults=True) for m, s in named.items()}
         taken = {"seconds": round(time.perf_counter() - began, 2), "provenance": records.provenance(device)}
         return {"specs": whole, "seconds_per_iteration": times, "data": data.describe(), **taken}
 
-    return records.cached(content, "timing", compute, refresh)
+    return records.cached(content, "timing", work, refresh)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import RUNS
 
-from nsq_repro import records, results
+from nsq_repro import mnist, records, results, training
 from nsq_repro.cells import made_from
 from nsq_repro.cli import main
 from nsq_repro.data import load
 from nsq_repro.evaluation import AttackSpec, eval_key, evaluate
-from nsq_repro.experiments import evaluation_row, variant_name
+from nsq_repro.experiments import datasets, evaluation_row, find_experiment, run_protocol, variant_name
 from nsq_repro.networks import build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -203,3 +203,39 @@ def test_each_radius_says_how_it_was_made(monkeypatch, tmp_path):
 
 
 OLD = ("n", "weights", "seconds", "cpu_seconds", "last", "worst")  # what a radius said of itself before
+
+
+LOOKS = {
+    "mnist": dict(SMALL, models="natural"), "cifar": dict(scale="smoke", models="natural", n_test=4),
+    "fair": {"scale": "smoke", **RUNS["fair"]}, "variants": {"scale": "smoke", **RUNS["variants"]},
+    "proven": {"scale": "smoke", **RUNS["proven"]}, "benchmark": {"scale": "smoke", **RUNS["benchmark"]},
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_looking_computes_nothing(name, tmp_path, monkeypatch):
+    "With compute=False nothing is trained, timed or attacked, not even with refresh; one line says how it is computed."
+    monkeypatch.setenv("NSQ_HOME", str(tmp_path))
+    monkeypatch.setattr(training, "training_step", lambda *a: pytest.fail("something was trained"))
+    for refresh in (False, True):
+        with pytest.raises(FileNotFoundError, match="compute=True|run mnist") as said:
+            find_experiment(name).run(**LOOKS[name], device="cpu", compute=False, refresh=refresh)
+        assert "\n" not in str(said.value) and not list(tmp_path.rglob("*"))
+
+
+def test_what_is_there_is_loaded_and_the_rest_left_out(tmp_path, monkeypatch):
+    "Two of three models; a refresh that may compute nothing removes nothing."
+    monkeypatch.setenv("NSQ_HOME", str(tmp_path))
+    few = dict(scale="smoke", device="cpu", n_test=4, steps=1, eps="0.1", iterations=2, losses="ce", settings="pgd")
+    mnist.run(**few, models="natural,sq")
+    there = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
+    monkeypatch.setattr(training, "training_step", lambda *a: pytest.fail("something was trained"))
+    for refresh in (False, True):
+        done = mnist.run(**few, models="natural,sq", compute=False, refresh=refresh)
+        assert list(done.nets) == ["natural", "sq"] and len(done.evaluated) == 2
+    p = mnist.protocol(**few, models="natural,sq,nsq")
+    nets, trained, evaluated = run_protocol(p, *datasets(p), refresh=True, progress=False, compute=False)
+    assert list(nets) == ["natural", "sq"] and len(trained) == len(evaluated) == 2
+    assert there == {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
+    with pytest.raises(FileNotFoundError, match="timing.*compute=True"):
+        mnist.run(**few, models="natural,sq,nsq", compute=False)
