@@ -446,7 +446,9 @@ def train_and_attack(
     "All that costs time. Raises ValueError or FileNotFoundError before any work."
     fit, test = datasets(p, q.data_root, q.download)
     nets, trained, evaluated = run_protocol(p, fit, test, q.refresh, compute=q.compute)
-    cost = recipe_costs([*p.train, *beside], p, fit, adversary, iterations, q.refresh, q.compute)
+    timed = [t for t in p.train if t.model in nets]  # without compute perhaps not all
+    timed += beside if len(timed) == len(p.train) else ()
+    cost = recipe_costs(timed, p, fit, adversary, iterations, q.refresh, q.compute)
     if p.variant is None and p.scale != "smoke":
         try:
             keep_networks(p.name, p.scale, trained)

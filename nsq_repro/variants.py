@@ -178,7 +178,7 @@ def run(
     if "nsq" not in found:
         raise FileNotFoundError("plain NSQ is not there yet, and all else is compared with it; run with compute=True")
     turns = dict(rounds=3, iterations=1) if p.scale == "smoke" else dict(rounds=7, iterations=3)
-    cost = training_cost(wanted, fit, p.device, again, q.compute, **turns)
+    cost = training_cost({v: wanted[v] for v in found}, fit, p.device, again, q.compute, **turns)
     out = {"p": p, "plan": plan, "fit": fit, "data": data, "specs": wanted}
     return {**out, "cost": cost, "trained": trained, "found": found}
 

@@ -237,5 +237,8 @@ def test_what_is_there_is_loaded_and_the_rest_left_out(tmp_path, monkeypatch):
     nets, trained, evaluated = run_protocol(p, *datasets(p), refresh=True, progress=False, compute=False)
     assert list(nets) == ["natural", "sq"] and len(trained) == len(evaluated) == 2
     assert there == {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
+    assert list(mnist.run(**few, models="natural,sq,nsq", compute=False).nets) == ["natural", "sq"]
+    for path in tmp_path.glob("runs/timing-*"):
+        shutil.rmtree(path)
     with pytest.raises(FileNotFoundError, match="timing.*compute=True"):
-        mnist.run(**few, models="natural,sq,nsq", compute=False)
+        mnist.run(**few, models="natural,sq", compute=False)
