@@ -485,14 +485,15 @@ WORKLOADS: dict[str, Callable] = dict(zip(PARTS, (step, plain, curve, standard, 
 def networks(
     protocol: Protocol,  # of the MNIST page
     fit: Dataset,  # training images
+    compute: bool = True,  # False: train nothing, whatever the scale
 ) -> tuple[dict, dict]:  # networks by name, in eval mode and frozen; what names each
     "The networks of the MNIST page. Raises FileNotFoundError where they are not trained, beyond the smallest scale."
     nets, keys = {}, {}
     for spec in protocol.train:
         name, key = f"mnist-{spec.model}", train_key(spec, fit.fingerprint)
-        there = records.run_file(key, "train", "model.safetensors").exists() or protocol.scale == "smoke"
-        if there:
-            net, kept = train(spec, fit, protocol.device, progress=False)
+        there = records.run_file(key, "train", "model.safetensors").exists()
+        if there or compute and protocol.scale == "smoke":
+            net, kept = train(spec, fit, protocol.device, progress=False, compute=compute)
             keys[spec.model] = {"hash": kept["hash"], "digest": kept["digest"]}
         elif name in kept_networks(protocol.scale):
             net, keys[spec.model] = load_model(name, protocol.scale), {"kept": name}
@@ -520,7 +521,7 @@ def run(
     "All workloads. Raises ValueError or FileNotFoundError before any work if it cannot be done."
     q, (protocol, p) = read(Parameters, parameters), plan(**parameters)
     fit, test = datasets(protocol, q.data_root, q.download)
-    nets, keys = networks(protocol, fit)
+    again, (nets, keys) = q.refresh and q.compute, networks(protocol, fit, q.compute)
     b = Bench(nets, test.subset(max(p.n, p.n_curve, *p.sizes)), fit, protocol, p)
     where = {"device": records.device_name(p.device), "flags": list(cpu_flags()), "peers": versions()}
     asked = {k: v for k, v in vars(p).items() if k not in ("parts", "variant")}
@@ -529,7 +530,7 @@ def run(
         content = {"workload": name, "networks": keys, "data": b.data.fingerprint, **asked, **where}
         if q.compute or records.run_file(content, "benchmark").exists():
             print(f"{name} …", flush=True)
-            done.append(Cell("benchmark", content, measured, dict(name=name, b=b), p.device).run(q.refresh))
+            done.append(Cell("benchmark", content, measured, dict(name=name, b=b), p.device).run(again))
     return benchmark_record(p, b.data, done, where)
 
 # %% ../nbs/benchmark.ipynb #be06777e

@@ -25,6 +25,7 @@ from nsq_repro.experiments import (
     read,
     run_grid,
 )
+from .networks import load_checkpoint, weights_digest
 from .suite import cascade
 from .training import train_key
 
@@ -95,8 +96,8 @@ def box_record(
     test,  # test `Dataset`: the images
     refresh: bool = False,  # attack again
 ) -> dict:  # n, eps, clean and left (outcomes, packed), and where they come from
-    "The box attack on one network."
-    preset, content = PRESETS[p.scale], box_content(p, key, test)
+    "The box attack on one network. Raises ValueError where it was made on other weights."
+    preset, content, weights = PRESETS[p.scale], box_content(p, key, test), weights_digest(net.state_dict())
 
     def compute(folder):
         x, y = test.floats(device=p.device), test.y.to(p.device)
@@ -106,9 +107,11 @@ def box_record(
         start = {e: clean for e in radii}
         found = cascade({"nsq": net}, "nsq", {"nsq": key}, test, preset["box"], radii, start, workers=Workers(), **how)
         kept = {k: found[k] for k in ("n", "eps", "left", "rows", "from")}
-        return {**kept, "clean": records.pack(clean), "data": test.describe()}
+        return {**kept, "clean": records.pack(clean), "data": test.describe(), "weights": weights}
 
-    return records.cached(content, "capacity", compute, refresh)
+    record = records.cached(content, "capacity", compute, refresh)
+    records.check_weights(record, weights, records.run_file(content, "capacity"), key["model"])
+    return record
 
 # %% ../nbs/capacity.ipynb #a4927042
 def attack_in_the_box(
@@ -151,6 +154,9 @@ def capacity_record(
             missing.append([network, length])
             continue
         training, *curves, box = [records.load_record(f) for f in files]
+        net, _ = load_checkpoint(files[0].with_name("model.safetensors"))
+        for f, r in zip(files[1:], (*curves, box)):
+            records.check_weights(r, weights_digest(net.state_dict()), f, f"{network}, {length:,} iterations")
         series = [s for r in curves for s in r["series"] if s["accounting"] == "worst"]
         kept = ("hash", "spec", "parameters", "seconds", "cpu_seconds", "provenance")
         told = {"training": {k: training[k] for k in kept}, "series": series}

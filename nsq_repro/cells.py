@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from . import records
 from .attacks import check_number, layer_of
-from .networks import weights_digest
+from .networks import load_checkpoint, weights_digest
 
 # %% ../nbs/cells.ipynb #98bfad18
 @dataclass(frozen=True)
@@ -38,33 +38,47 @@ class Cell:
     work: Callable  # function of a module → JSON values by name
     given: dict  # its keyword arguments, networks and images among them
     device: str = "cpu"  # torch device it runs on
+    weights: str | None = None  # digest of the network that is measured, where the content names its training only
+    trains: bool = False  # the work itself trains that network; then its file tells
+
+    def network(self) -> str | None:
+        "Digest of the network that the record is to be of; None where that is not known."
+        if not self.trains:
+            return self.weights
+        path = records.run_file(self.content["model"], "train", "model.safetensors")
+        return weights_digest(load_checkpoint(path)[0].state_dict()) if path.is_file() else None
 
     def run(
         self,
         refresh: bool = False,  # compute it again
     ) -> dict:  # record: what `work` gives, content, seconds, provenance
-        "Its record, loaded or computed. Raises ValueError where the file was changed."
+        "Its record, loaded or computed. Raises ValueError where the file was changed, or is of other weights."
 
         def compute(folder):
             wall, cpu = time.perf_counter(), time.process_time()
             values = self.work(**self.given)
             taken = time.perf_counter() - wall, time.process_time() - cpu
             made = records.provenance(self.device, *taken)
-            return {**values, "content": self.content, "seconds": made["seconds"], "provenance": made}
+            weights = {} if (digest := self.network()) is None else {"weights": digest}
+            return {**values, **weights, "content": self.content, "seconds": made["seconds"], "provenance": made}
 
-        return records.cached(self.content, self.kind, compute, refresh)
+        record = records.cached(self.content, self.kind, compute, refresh)
+        if self.trains or self.weights:
+            model = self.content.get("model", {}).get("model", "a network")
+            records.check_weights(record, self.network(), records.run_file(self.content, self.kind), model)
+        return record
 
 # %% ../nbs/cells.ipynb #4f2f84e8
 def measurement(
     kind: str,  # of the run
-    content: dict,  # what names it: JSON values
+    content: dict,  # what names it: JSON values; under 'model' the training of the network
     compute: Callable,  # function of a module → JSON values; its first argument is a network
     *args,  # of `compute`
     **kwargs,  # of `compute`
 ) -> Cell:  # its record holds what `compute` returned under 'result'
     "A small result as a cell."
-    device = str(next(args[0].parameters()).device)
-    return Cell(kind, content, _result, dict(compute=compute, args=args, kwargs=kwargs), device)
+    device, weights = str(next(args[0].parameters()).device), weights_digest(args[0].state_dict())
+    return Cell(kind, content, _result, dict(compute=compute, args=args, kwargs=kwargs), device, weights)
 
 
 def _result(compute, args, kwargs):
@@ -246,7 +260,8 @@ def made_from(
 ) -> dict:  # part, model, kinds (folders), hashes and digests, commits, seconds and cpu_seconds of all
     "Which run files a part of a record comes from."
     runs = sorted(runs, key=lambda r: (r["kind"], r["hash"]))
-    commits = Counter((r["provenance"]["commit"], r["provenance"]["dirty"]) for r in runs)
+    parts = lambda r: r["provenance"].get("parts", [r["provenance"]])  # of a file that several processes made
+    commits = Counter(made for r in runs for made in {(p["commit"], p["dirty"]) for p in parts(r)})
     total = lambda k: round(sum(r["provenance"].get(k) or 0.0 for r in runs), 2)
     return {
         "part": part, "model": model,

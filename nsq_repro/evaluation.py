@@ -208,43 +208,52 @@ def evaluate(
     def compute(folder):
         x, y = used.floats(device=device), used.y.to(device)
         at = lambda e: outcomes_at(model, x, y, e, spec, batch_size, count)
-        cells = [_cell(folder / f"eps-{e!r}.json", weights, lambda e=e: at(e)) for e in spec.eps]
+        how = key["model"], weights, batch_size, device
+        cells = [_cell(folder / f"eps-{e!r}.json", *how, lambda e=e: at(e)) for e in spec.eps]
         return _curve(spec, key, weights, used, batch_size, device, cells)
 
     record = records.cached(content := eval_key(spec, key, data), "eval", compute, refresh)
-    _same_weights(record, weights, records.run_file(content, "eval"))
+    records.check_weights(record, weights, records.run_file(content, "eval"), key["model"])
     on_batch(spec.n_test * len(spec.eps) - done)
     return record
 
 # %% ../nbs/evaluation.ipynb #ff89178d
-def _cell(path, weights, compute):
+def _cell(path, model, weights, batch_size, device, compute):
     "One radius of a curve: from its file, or computed and saved."
     if not path.exists():
         wall, cpu = time.perf_counter(), time.process_time()
         outcomes = compute()
         taken = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
         packed = {k: records.pack(v) for k, v in outcomes.items()}
-        records.save_record(path, {"n": len(outcomes["last"]), "weights": weights, **taken, **packed})
+        made = {"batch_size": batch_size, "provenance": records.provenance(device, *taken.values())}
+        records.save_record(path, {"n": len(outcomes["last"]), "weights": weights, **taken, **made, **packed})
     saved = records.load_record(path)
-    _same_weights(saved, weights, path)
+    records.check_weights(saved, weights, path, model)
     return saved | {k: records.unpack(saved[k], saved["n"]) for k in ("last", "worst")}
 
 
 def _curve(spec, key, weights, used, batch_size, device, cells):
     "What the record of a curve says."
     seconds, cpu_seconds = (round(sum(c[k] for c in cells), 2) for k in ("seconds", "cpu_seconds"))
+    made = _made_by(spec.eps, cells, {"batch_size": batch_size, **records.provenance(device, seconds, cpu_seconds)})
     return {
         "attack": records.spec_dict(spec, defaults=True), "model": key["model"], "train_hash": records.spec_hash(key),
         "weights": weights,
-        "seed": spec.seed, "seconds": seconds, "cpu_seconds": cpu_seconds, "batch_size": batch_size,
+        "seed": spec.seed, "seconds": seconds, "cpu_seconds": cpu_seconds, "batch_size": made.pop("batch_size"),
         "data": used.describe(),
         "series": series(spec.eps, cells, model=key["model"], setting=spec.setting, loss=spec.loss),
-        "provenance": records.provenance(device, seconds, cpu_seconds),
+        "provenance": made,
     }
 
 
-def _same_weights(record, weights, path):
-    "Raises ValueError for outcomes of a network with other weights."
-    if weights is not None and record.get("weights") not in (None, weights):
-        found = f"{path} is of a network with other weights ({record['weights']}, not {weights})"
-        raise ValueError(f"{found}, trained by the same spec; run with refresh (-p refresh true), or delete its folder")
+def _made_by(eps, cells, now):
+    "How a curve was made: as its last radius was, with `parts` where others were not, such as after an interruption."
+    parts, names = {}, ("commit", "dirty", "device", "threads", "versions")
+    for e, c in zip(eps, cells):  # older files do not say
+        how = {"batch_size": c.get("batch_size")} | {k: c.get("provenance", {}).get(k) for k in names}
+        parts.setdefault(records.canonical(how), {**how, "eps": []})["eps"].append(e)
+    known = [c for c in reversed(cells) if "provenance" in c]
+    last = max(known, key=lambda c: c["provenance"]["finished"], default={"provenance": now, **now})
+    made = {**now, "batch_size": last["batch_size"], **{k: last["provenance"][k] for k in names}}
+    return made if len(parts) == 1 and known else {**made, "parts": list(parts.values())}
+

@@ -256,13 +256,23 @@ def variant_name(
     preset: dict,  # values of the preset
     seed: int = 0,  # named where it is not 0
 ) -> str | None:  # for example 'mnist-K2'; None where nothing differs
-    "Folder of a run's figures, below the scale's."
-    short = lambda v: f"{v:g}" if isinstance(v, float) else "+".join(map(short, v)) if isinstance(v, tuple) else str(v)
+    "Folder of a run's figures, below the scale's; two runs with different parameters never share one."
+    number = lambda v: _number(v) if isinstance(v, float) else str(v)
+    short = lambda v: "+".join(map(short, v)) if isinstance(v, tuple) else number(v)
     changed = [f"{k}{short(v)}" for k, v in given.items() if v != preset[k]] + ([f"seed{seed}"] if seed else [])
     text = "-".join([name, *changed])
     if len(text) > 100:
-        text = f"{text[:80]}-{records.spec_hash({k: short(v) for k, v in given.items()})}"
+        whole = {k: short(v) for k, v in given.items()} | ({"seed": seed} if seed else {})  # the seed is cut off
+        text = f"{text[:80]}-{records.spec_hash(whole)}"
     return text if changed else None
+
+
+def _number(v):
+    "A number in a name: six digits for the one that they mean, k/255 where they are those of one; others whole."
+    text = f"{v:g}"
+    level = round(255 * float(text)) / 255
+    meant = level if 0 <= v <= 1 and f"{level:g}" == text else float(text)
+    return text if v == meant else v.hex() if v == float(text) else repr(v)
 
 # %% ../nbs/experiments.ipynb #440484ac
 def decide(
@@ -352,20 +362,26 @@ def run_protocol(
     test_data,  # `Dataset`, the test split
     refresh: bool = False,  # compute everything again
     progress: bool = True,  # show bars
-    compute: bool = True,  # False: only gather the curves that are there
+    compute: bool = True,  # False: only gather the networks and curves that are there, even with refresh
 ) -> tuple[dict, list[dict], list[dict]]:  # networks by name, training records, evaluation records
-    "Train and evaluate, using what is there. Resumes wherever it was stopped."
-    nets, trained, evaluated, device = {}, [], [], protocol.device
+    """Train and evaluate, using what is there. Resumes wherever it was stopped.
+    Raises FileNotFoundError where nothing is there and nothing may be computed."""
+    nets, trained, evaluated, device, refresh = {}, [], [], protocol.device, refresh and compute
     there = lambda t: records.run_file(train_key(t, train_data.fingerprint), "train").exists()
     needed = sum(bytes_written(t) for t in protocol.train if refresh or not there(t))
-    records.check_space(records.home() / "runs", needed)
-    for spec in protocol.train:
-        nets[spec.model], record = train(spec, train_data, device, refresh, progress, held_out=test_data)
+    if compute:
+        records.check_space(records.home() / "runs", needed)
+    specs = [t for t in protocol.train if compute or there(t)]
+    for spec in specs:
+        how: dict = dict(held_out=test_data, compute=compute)
+        nets[spec.model], record = train(spec, train_data, device, refresh, progress, **how)
         trained.append(record)
-    keys = {t.model: train_key(t, train_data.fingerprint) for t in protocol.train}
-    jobs = [(t.model, a) for t in protocol.train for a in protocol.attacks if a.setting in settings_of(t)]
+    keys = {t.model: train_key(t, train_data.fingerprint) for t in specs}
+    jobs = [(t.model, a) for t in specs for a in protocol.attacks if a.setting in settings_of(t)]
     if not compute:
         jobs = [(m, a) for m, a in jobs if records.run_file(eval_key(a, keys[m], test_data), "eval").exists()]
+        if not jobs:
+            raise FileNotFoundError(f"no curve of {protocol.name} is there yet; run it with compute=True")
     total = sum(len(a.eps) * a.n_test for _, a in jobs)
     with tqdm(total=total, desc="attack", unit="img", unit_scale=True, mininterval=1, disable=not progress) as bar:
         for m, a in jobs:
@@ -411,12 +427,13 @@ def recipe_costs(
     adversary: dict,  # steps and step_size of PGD-Defense
     iterations: int,  # in each turn, beyond the smallest scale
     refresh: bool = False,  # measure again
+    compute: bool = True,  # False: only load what was measured before
 ) -> dict:  # record of `training_cost`
     "Seconds per iteration of the recipes that are compared."
     own = lambda t: adversary if t.model == "pgd" else {}
     timed = [replace(t, precision="fp32", **own(t)) for t in specs if t.model in COMPARED]
     turns = dict(rounds=3, iterations=1) if p.scale == "smoke" else dict(rounds=7, iterations=iterations)
-    return training_cost(timed, fit, p.device, refresh, **turns)
+    return training_cost(timed, fit, p.device, refresh, compute, **turns)
 
 # %% ../nbs/experiments.ipynb #d041b498
 def train_and_attack(
@@ -429,7 +446,9 @@ def train_and_attack(
     "All that costs time. Raises ValueError or FileNotFoundError before any work."
     fit, test = datasets(p, q.data_root, q.download)
     nets, trained, evaluated = run_protocol(p, fit, test, q.refresh, compute=q.compute)
-    cost = recipe_costs([*p.train, *beside], p, fit, adversary, iterations, q.refresh)
+    timed = [t for t in p.train if t.model in nets]  # without compute perhaps not all
+    timed += beside if len(timed) == len(p.train) else ()
+    cost = recipe_costs(timed, p, fit, adversary, iterations, q.refresh, q.compute)
     if p.variant is None and p.scale != "smoke":
         try:
             keep_networks(p.name, p.scale, trained)

@@ -161,22 +161,24 @@ def cell(
     "Training and attack as a cell."
     content = {"model": train_key(spec, fit.fingerprint), "data": data.fingerprint, **p.attack()}
     given = dict(spec=spec, p=p, fit=fit, data=data, refresh=refresh)
-    return Cell("fair", content, trained_and_attacked, given, p.device)
+    return Cell("fair", content, trained_and_attacked, given, p.device, trains=True)
 
 # %% ../nbs/fair.ipynb #a649109a
 def costs(
     p: Plan,  # the experiment
     fit: Dataset,  # training images
     refresh: bool = False,  # measure again
+    compute: bool = True,  # False: only load what was measured before
 ) -> dict:  # record of `training_cost`
     "Seconds per iteration of each model, in turns, on one thread."
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     specs = {m: replace(spec_of(p, m, p.grid[0], 1, 0), warmup=0.0) for m in p.models}
     rounds = dict(rounds=3, iterations=1) if p.scale == "smoke" else dict(rounds=15, iterations=5)
-    record = training_cost(specs, fit, p.device, refresh, **rounds)
-    torch.set_num_threads(threads)
-    return record
+    try:
+        return training_cost(specs, fit, p.device, refresh, compute, **rounds)
+    finally:
+        torch.set_num_threads(threads)
 
 # %% ../nbs/fair.ipynb #71dd0020
 def iterations_in(
@@ -204,18 +206,21 @@ def run(
     "Everything that costs time. Raises ValueError or FileNotFoundError before any work if it cannot be done."
     q, p = read(Parameters, parameters), plan(**parameters)
     fit, held, test = splits(p, q.data_root, q.download)
-    cost = costs(p, fit, q.refresh)
+    again = q.refresh and q.compute
+    cost = costs(p, fit, again, q.compute)
     spec = lambda m, how, minutes, seed: spec_of(p, m, how, iterations_in(minutes, cost, m), seed)
-    tried = [cell(spec(m, how, p.choice, p.seed), p, fit, held, q.refresh) for m in p.models for how in p.grid]
+    tried = [cell(spec(m, how, p.choice, p.seed), p, fit, held, again) for m in p.models for how in p.grid]
+    there = lambda c: q.compute or records.run_file(c.content, c.kind).exists()
+    if not all(map(there, tried)):
+        raise FileNotFoundError("the choice of recipes is not there as a whole; run it with compute=True")
     with Workers(q.workers, p.device) as workers:
-        rows = [{**origin(r), **r["row"]} for r in workers.run(tried, "choice of recipes", q.refresh)]
+        rows = [{**origin(r), **r["row"]} for r in workers.run(tried, "choice of recipes", again)]
         choice = {m: rows[i * len(p.grid) : (i + 1) * len(p.grid)] for i, m in enumerate(p.models)}
         best = {m: best_recipe(own, p.grid, p.eps[-1]) for m, own in choice.items()}
         wanted = [(b, m, p.seed + s) for b in p.budgets for m in p.models for s in range(p.seeds)]
-        tasks = {(b, m, s): cell(spec(m, best[m], b, s), p, fit, test, q.refresh) for b, m, s in wanted}
-        if not q.compute:
-            tasks = {w: c for w, c in tasks.items() if records.run_file(c.content, c.kind).exists()}
-        done = workers.run(list(tasks.values()), "budgets", q.refresh)
+        tasks = {(b, m, s): cell(spec(m, best[m], b, s), p, fit, test, again) for b, m, s in wanted}
+        tasks = {w: c for w, c in tasks.items() if there(c)}
+        done = workers.run(list(tasks.values()), "budgets", again)
     cells = [{"budget": b, "model": m, "seed": s, **origin(r), **r["row"]} for (b, m, s), r in zip(tasks, done)]
     missing = [list(w) for w in wanted if w not in tasks]
     return fair_record(p, test, cost, {m: (best[m], choice[m]) for m in p.models}, cells, missing)

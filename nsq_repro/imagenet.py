@@ -517,7 +517,7 @@ def run(
     rows = lambda m, net: PLAIN[:1] if m not in p.models else LAYERED if layer_of(net) else PLAIN
     n = min(p.n_study, len(test))
     with Workers(q.workers, p.device, team.rank == 0) as workers:
-        hands = Hands(team, workers, q.refresh, q.compute)
+        hands = Hands(team, workers, q.refresh and q.compute, q.compute)
         table = all_outcomes(p, wanted, rows, len(test), (fit, test), tensors, hands)
         levels = all_outcomes(p, study, lambda s, net: STUDY_ROWS, n, (fit, test), tensors, hands)
     if team.rank:
@@ -526,7 +526,7 @@ def run(
     small["imagenet-speed"] = speed_cell(table.nets, table.names, test, p)
     there = lambda c: q.compute or records.run_file(c.content, c.kind).exists()
     head, of = {"scale": p.scale, "seed": p.seed}, {"imagenet-layer": sample, "imagenet-speed": test}
-    done = {item: small_record(head, of[item], c.run(q.refresh)) for item, c in small.items() if there(c)}
+    done = {item: small_record(head, of[item], c.run(hands.refresh)) for item, c in small.items() if there(c)}
     if any(row.setting != "clean" for _, row in table.found):
         done["table1"] = table_record(head, p, test, table)
     if any(row.setting != "clean" for _, row in levels.found):

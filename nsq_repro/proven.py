@@ -32,7 +32,7 @@ from .evaluation import series
 from .exact import bracket, judged
 from .experiments import Experiment, choose_device, choose_scale, parameter, read, variant_name
 from .fair import Trainings, splits
-from .networks import load_checkpoint, save_checkpoint
+from .networks import load_checkpoint, save_checkpoint, weights_digest
 from .statistics import paired_difference, seeds_difference
 from .suite import Attack, cascade, check_radii, has_bounds, left_of, not_broken
 from .training import recipe, train, train_key
@@ -285,7 +285,7 @@ def cell(
     "Training, attack and proof as a cell."
     content = {"model": train_key(spec, fit.fingerprint), "data": data.fingerprint, **p.question()}
     given = dict(spec=spec, p=p, fit=fit, data=data, refresh=refresh)
-    return Cell("proven", content, trained_and_proven, given, p.device)
+    return Cell("proven", content, trained_and_proven, given, p.device, trains=True)
 
 # %% ../nbs/proven.ipynb #cabdd95c
 def run(
@@ -294,12 +294,12 @@ def run(
     "Everything that costs time. Raises ValueError or FileNotFoundError before any work if it cannot be done."
     q, p = read(Parameters, parameters), plan(**parameters)
     fit, _, test = splits(p, q.data_root, q.download)
-    wanted = trainings(p)
-    tasks = {i: cell(spec_of(p, **t), p, fit, test, q.refresh) for i, t in enumerate(wanted)}
+    wanted, again = trainings(p), q.refresh and q.compute
+    tasks = {i: cell(spec_of(p, **t), p, fit, test, again) for i, t in enumerate(wanted)}
     if not q.compute:
         tasks = {i: c for i, c in tasks.items() if records.run_file(c.content, c.kind).exists()}
     with Workers(q.workers, p.device) as workers:
-        done = workers.run(list(tasks.values()), "train, attack and prove", q.refresh)
+        done = workers.run(list(tasks.values()), "train, attack and prove", again)
     networks = [{**wanted[i], **origin(r), **r["row"]} for i, r in zip(tasks, done)]
     return proven_record(p, test, networks, [t for i, t in enumerate(wanted) if i not in tasks])
 
@@ -363,13 +363,27 @@ experiment = Experiment(
 def publish(
     **parameters,  # of this notebook, see `Parameters`
 ) -> Path:  # `mnist-proven.safetensors` beside the figures of the scale or variant
-    "Save the rounded network of the first seed beside the figure. Raises FileNotFoundError where it is not trained."
+    """Save the rounded network of the first seed beside the figure. Raises FileNotFoundError where it is not trained,
+    and ValueError where another training of it was measured."""
     q, p = read(Parameters, parameters), plan(**parameters)
     spec = spec_of(p, p.models[0], p.seed)
-    key = train_key(spec, splits(p, q.data_root, q.download)[0].fingerprint)
+    fit, _, test = splits(p, q.data_root, q.download)
+    key = train_key(spec, fit.fingerprint)
     net, _ = load_checkpoint(records.run_file(key, "train", "model.safetensors"))
+    _check_measured(net, records.run_file(key, "train"), records.run_file(cell(spec, p, fit, test).content, "proven"))
     path = records.figure_dir(p.scale, p.variant) / "mnist-proven.safetensors"
     return save_checkpoint(path, net.bfloat16(), {"spec": records.spec_dict(spec), "training": records.spec_hash(key)})
+
+
+def _check_measured(net, training, path):
+    "Raises ValueError where the record in `path` is of another training than this."
+    if path.exists():
+        measured, trained = records.load_record(path), records.load_record(training)
+        model = trained["spec"]["model"]
+        records.check_weights(measured, weights_digest(net.state_dict()), path, model)
+        same = measured["row"]["training"]["provenance"] == trained["provenance"]
+        if "weights" not in measured and not same:  # an older record, which does not say
+            raise ValueError(f"{path} is of another training of {model}; run with refresh (-p refresh true)")
 
 # %% ../nbs/proven.ipynb #aefbdf1a
 def proven_rows(

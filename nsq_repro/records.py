@@ -6,16 +6,17 @@
 __all__ = ['AGAIN', 'MODELS', 'LABELS', 'SETTING_LABELS', 'LOSS_LABELS', 'ACCOUNTING_LABELS', 'SCALES', 'spec_dict', 'canonical',
            'spec_hash', 'check_fields', 'check_kind', 'check_device', 'repository', 'home', 'run_file', 'run_dir',
            'atomic_write', 'check_space', 'save_json', 'load_json', 'parse_json', 'device_name', 'provenance', 'pack',
-           'unpack', 'digest', 'save_record', 'load_record', 'file_digest', 'cached', 'figure_dir', 'render',
-           'save_figure', 'save_table', 'load_figure_record', 'modules_that_define', 'paper', 'eps_text', 'in_order',
-           'mixed_commits', 'is_dirty', 'refuse_dirty', 'caption', 'table_markdown', 'images_to_text',
-           'images_from_text', 'printed_numbers', 'scales_for', 'best_record', 'present_scale']
+           'unpack', 'digest', 'save_record', 'load_record', 'file_digest', 'cached', 'check_weights', 'load_run',
+           'figure_dir', 'render', 'save_figure', 'save_table', 'load_figure_record', 'modules_that_define', 'paper',
+           'eps_text', 'in_order', 'mixed_commits', 'is_dirty', 'refuse_dirty', 'caption', 'table_markdown',
+           'images_to_text', 'images_from_text', 'printed_numbers', 'scales_for', 'best_record', 'present_scale']
 
 # %% ../nbs/records.ipynb #559fb0e2
 import base64
 import csv
 import dataclasses
 import errno
+import functools
 import hashlib
 import importlib.resources
 import io
@@ -220,6 +221,17 @@ def _git(*args):
     except (OSError, subprocess.SubprocessError):
         return None
 
+
+@functools.cache
+def _code(folder):
+    "Commit and changes of the code in a folder, when this process first asks: what is committed later it does not run."
+    status = _git("status", "--porcelain", "--", "nbs", "nsq_repro")
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(status) if status is not None else None}
+
+
+def _code_here():
+    return _code(repository() or Path.cwd())
+
 # %% ../nbs/records.ipynb #9e0dd54f
 def device_name(
     device="cpu",  # torch device
@@ -237,18 +249,16 @@ def provenance(
     seconds: float | None = None,  # wall-clock seconds of the run
     cpu_seconds: float | None = None,  # seconds its threads computed, all together
 ) -> dict:  # JSON values
-    "Device, threads, versions, commit, time and peak memory of a run."
+    "Device, threads, versions, commit at the start of the process's work, time and peak memory of a run."
     import torch
 
-    status = _git("status", "--porcelain", "--", "nbs", "nsq_repro")
     versions = {"nsq_repro": nsq_repro.__version__, "python": platform.python_version()}
     taken = {"seconds": seconds, "cpu_seconds": cpu_seconds}
     return {
         "device": device_name(device), "threads": torch.get_num_threads(),
         **{k: None if v is None else round(v, 2) for k, v in taken.items()},
         "peak_memory_mib": round(_peak_memory(device) / 2**20),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(status) if status is not None else None,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **_code_here(),
         "versions": {**versions, "torch": torch.__version__, "numpy": np.__version__},
     }
 
@@ -275,8 +285,11 @@ def unpack(
     text: str,  # what `pack` made
     n: int,  # number of outcomes
 ) -> np.ndarray:  # (n,) booleans
-    "Per-example outcomes from text."
-    return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=n).astype(bool)
+    "Per-example outcomes from text. Raises ValueError for a text of another length: missing ones would read as False."
+    packed = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
+    if len(packed) != (n + 7) // 8:
+        raise ValueError(f"{n:,} outcomes are {(n + 7) // 8:,} bytes, and there are {len(packed):,}")
+    return np.unpackbits(packed, count=n).astype(bool)
 
 # %% ../nbs/records.ipynb #ff1d58e1
 def digest(
@@ -342,16 +355,20 @@ def cached(
     compute: Callable[[Path], dict],  # folder of the run → values of its record; it may keep states of its own there
     refresh: bool = False,  # compute it again, from nothing
     needs: tuple = (),  # other files of the run, such as 'model.safetensors': without them it is not there
+    spare: tuple = (),  # files that nobody needs once the record is there, such as 'state.safetensors'
 ) -> dict:  # the record: the values, and kind, hash, files, provenance, digest
     "The record of a run: loaded and checked, or computed and saved. Raises ValueError as `load_record`."
     folder, name = run_dir(content, kind), spec_hash(content)
+    _code_here()  # before the work, which may take hours
     with _alone(folder):
         if refresh:
             for f in folder.iterdir():
                 if f.is_file() and f.name != ".lock":
                     f.unlink()
         if all((folder / f).is_file() for f in ("record.json", *needs)):
-            return load_record(folder / "record.json", name)
+            record = load_record(folder / "record.json", name)
+            _remove(folder, spare)
+            return record
         wall, cpu = time.perf_counter(), time.process_time()
         values = compute(folder)
         if "provenance" not in values:
@@ -359,7 +376,39 @@ def cached(
             values = {**values, "provenance": taken}
         files = {"files": {f: file_digest(folder / f) for f in needs}} if needs else {}
         save_record(folder / "record.json", {**values, **files, "kind": kind, "hash": name})
+        _remove(folder, spare)
     return load_json(folder / "record.json")
+
+
+def _remove(folder, names):
+    "Files that are there no longer, or were not: a killed process may have left them."
+    for path in (folder / name for name in names):
+        if path.is_file():
+            path.unlink()
+
+# %% ../nbs/records.ipynb #7832e02b
+def check_weights(
+    record: dict,  # of a run; 'weights' (digest) says of which network, where it is not an older one
+    weights: str | None,  # digest of the network at hand; None: there is none to compare
+    path: Path,  # of the record
+    model: str,  # name of the network
+) -> None:
+    "Raises ValueError for a result of a network with other weights."
+    if weights is not None and record.get("weights") not in (None, weights):
+        found = f"{path} is of {model} with other weights ({record['weights']}, not {weights})"
+        raise ValueError(f"{found}, trained by the same spec; run with refresh (-p refresh true), or delete its folder")
+
+# %% ../nbs/records.ipynb #fdf728f0
+def load_run(
+    content: dict,  # what names the run: JSON values
+    kind: str,  # 'train', 'timing', …
+    what: str,  # it is, in words
+) -> dict:  # the record
+    "The record of a run that is there; nothing is computed, no folder made. Raises FileNotFoundError saying how to."
+    path = run_file(content, kind)
+    if not path.is_file():
+        raise FileNotFoundError(f"{what} ({path.parent.name}) is not there yet; run it with compute=True")
+    return load_record(path, spec_hash(content))
 
 # %% ../nbs/records.ipynb #9a1776e5
 def figure_dir(

@@ -31,7 +31,7 @@ from . import records
 from .attacks import LOSSES, as_found, ball, check_inputs, end_of, frozen, loss_steps, surrogate, taken_apart
 from .data import Dataset, crop_flip
 from .intervals import worst_logits
-from .networks import NETWORKS, build, load_checkpoint, round_weights, save_checkpoint
+from .networks import NETWORKS, build, load_checkpoint, round_weights, save_checkpoint, weights_digest
 
 # %% ../nbs/training.ipynb #efd44b5a
 @dataclass(frozen=True)
@@ -114,8 +114,9 @@ def _batch_rules(s):
         ),
         "noise": (_between(s.noise, 0, 1), "a radius in [0, 1] (16/255, not 16)"),
         "noise_shape": (
-            s.noise_shape in list(NOISE) and (s.noise_shape == "uniform" or _between(s.noise, 0, 1) and s.noise > 0),
-            f"one of {', '.join(NOISE)}; other than uniform only with noise > 0",
+            s.noise_shape in list(NOISE)
+            and (s.noise_shape == "uniform" or _between(s.noise, 0, 1) and s.noise > 0 and not s.stability),
+            f"one of {', '.join(NOISE)}; other than uniform only with noise > 0, and not with stability",
         ),
         "eps": (_between(s.eps, 0, 1), "a radius in [0, 1] (8/255, not 8)"),
         "steps": (_whole(s.steps, 0) and (s.steps == 0) == still, "at least 1 where there is an adversary, else 0"),
@@ -470,12 +471,37 @@ def _unpack_state(tensors, model, optimizer, average=None):
             )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
+# %% ../nbs/training.ipynb #86d22f71
+def _check_state(tensors, model, optimizer, average=None):
+    "Raises ValueError where a tensor is missing, is one too many, or has another shape or type."
+    own = {f"model.{k}": v for k, v in model.state_dict().items()}
+    own |= {} if average is None else {f"average.{k}": v for k, v in average.state_dict().items()}
+    kind = lambda some: {k: (v.shape, v.dtype) for k, v in some.items() if not k.startswith("optimizer.")}
+    if kind(tensors) != kind(own):
+        raise ValueError("its weights are not those of this network")
+    usual = {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
+    found, parameters = {}, [p for g in optimizer.param_groups for p in g["params"]]
+    for name in (k for k in tensors if k.startswith("optimizer.")):
+        _, i, slot = name.split(".", 2)
+        found.setdefault(int(i), {})[slot] = tensors[name].shape
+    if not found or not set(found) <= set(range(len(parameters))):
+        raise ValueError("its optimizer is of another network")
+    for i, slots in found.items():
+        if slots != {k: torch.Size() if k == "step" else parameters[i].shape for k in usual}:
+            raise ValueError(f"the optimizer's state of weight {i} is not whole")
+
 # %% ../nbs/training.ipynb #547f044d
 def _save_state(path, progress, *parts):
     "Save all that a run needs to go on."
     from safetensors.torch import save
 
-    records.atomic_write(path, save(_pack_state(*parts), {"nsq": records.canonical(progress)}))
+    tensors, text = _pack_state(*parts), records.canonical(progress)
+    records.atomic_write(path, save(tensors, {"nsq": text, "digest": _state_digest(text, tensors)}))
+
+
+def _state_digest(text, tensors):
+    "Name of a state's content."
+    return records.spec_hash({"progress": text, "tensors": weights_digest(tensors)})
 
 
 def _load_state(path, *parts):
@@ -488,10 +514,16 @@ def _load_state(path, *parts):
         return None
     try:
         with safe_open(path, "pt") as f:
-            progress, tensors = json.loads(f.metadata()["nsq"]), {k: f.get_tensor(k) for k in f.keys()}
+            meta, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+        if meta.get("digest") not in (None, _state_digest(meta["nsq"], tensors)):  # older states have none
+            raise ValueError("its digest does not fit")
+        progress = json.loads(meta["nsq"])
+        if not {"iteration", "seconds", "losses"} <= set(progress):
+            raise ValueError("it does not say how far it is")
+        _check_state(tensors, *parts)  # nothing is loaded of a state that does not fit as a whole
         _unpack_state(tensors, *parts)
         return progress
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
         path.rename(path.with_suffix(".damaged"))
         aside = f"set aside as {path.stem}.damaged, training starts again from the first iteration"
         tqdm.write(f"{path} is damaged ({e}); {aside}")
@@ -548,27 +580,30 @@ def train(
     save_every: float = 30.0,  # seconds between two savings of the state
     held_out=None,  # `Dataset`: a new training records what rounding changes there, see `rounding_effect`
     start=None,  # `Start`: other initial weights and steps
+    compute: bool = True,  # False: only load what was trained before, even with refresh
 ) -> tuple[nn.Module, dict]:  # network in eval mode, and the record of its training
-    """Train and round the weights, or load what was trained before.
-    Raises ValueError for wrong arguments, and when the loss is no longer finite."""
+    """Train and round the weights, or load what was trained before. Raises ValueError for wrong arguments, and when
+    the loss is no longer finite; FileNotFoundError where nothing is there to load."""
     records.check_kind("spec", spec, TrainSpec, "recipe(…)")
     records.check_kind("data", data, Dataset, "load(…)")
     records.check_device(device)
 
     key = train_key(spec, data.fingerprint) | (start.name if start else {})
 
-    def compute(folder):
+    def work(folder):
         records.check_space(folder, bytes_written(spec))
         model, done = _trained(spec, data, device, folder, progress, save_every, start)
         effect = {} if held_out is None else {"rounding": rounding_effect(model.eval(), held_out)}
         described = {"spec": records.spec_dict(spec, defaults=True)}
         save_checkpoint(folder / "model.safetensors", round_weights(model.eval()), described)
-        (folder / "state.safetensors").unlink(missing_ok=True)
         return _values(spec, data, model, done, device) | effect | (start.name if start else {})
 
     if start and not start.leads:
         return _trained(spec, data, device, records.run_dir(key, "train"), False, math.inf, start)[0].eval(), {}
-    record = records.cached(key, "train", compute, refresh, needs=("model.safetensors",))
+    if compute:
+        record = records.cached(key, "train", work, refresh, ("model.safetensors",), spare=("state.safetensors",))
+    else:
+        record = records.load_run(key, "train", f"the network {spec.model}")
     model, _ = load_checkpoint(records.run_file(key, "train", "model.safetensors"), device)
     return model.eval(), record
 
@@ -712,19 +747,32 @@ def training_cost(
     data,  # `Dataset`, the training split
     device: str = "cpu",  # torch device
     refresh: bool = False,  # measure again
+    compute: bool = True,  # False: only load what was measured before
     **how,  # rounds, iterations of `time_per_iteration`
 ) -> dict:  # record: seconds per iteration of each model, in turns
-    "The record of `time_per_iteration`, kept under runs/."
+    "The record of `time_per_iteration`, kept under runs/. Raises FileNotFoundError where nothing is there to load."
     named = specs if isinstance(specs, dict) else {s.model: s for s in specs}
     named = {name: replace(s, seed=0) for name, s in named.items()}
     short = {m: records.spec_dict(s) for m, s in named.items()}
     content = {"specs": short, "device": records.device_name(device), **how}
+    if not compute:
+        kept = _timed(named, content["device"]) if not records.run_file(content, "timing").is_file() else None
+        return kept or records.load_run(content, "timing", f"the timing of {', '.join(named)} on {content['device']}")
 
-    def compute(folder):
+    def work(folder):
         began = time.perf_counter()
         times = time_per_iteration(named, data, device, **how)
         whole = {m: records.spec_dict(s, defaults=True) for m, s in named.items()}
         taken = {"seconds": round(time.perf_counter() - began, 2), "provenance": records.provenance(device)}
         return {"specs": whole, "seconds_per_iteration": times, "data": data.describe(), **taken}
 
-    return records.cached(content, "timing", compute, refresh)
+    return records.cached(content, "timing", work, refresh)
+
+
+def _timed(named, device):
+    "The record of a timing on this device that has these recipes among others; None where there is none."
+    whole = {m: records.spec_dict(s, defaults=True) for m, s in named.items()}
+    for path in sorted((records.home() / "runs").glob("timing-*/record.json")):
+        record = records.load_record(path)
+        if record["provenance"]["device"] == device and whole.items() <= record["specs"].items():
+            return record

@@ -166,19 +166,19 @@ def run(
         raise ValueError(f"n_test={plan.n_test}, but {has}; choose n_test up to that")
     data, how = test.subset(plan.n_test), dict(seed=p.seed, device=p.device)
     every = specs({t.model: t for t in p.train}, quietest(fit.x, p.layer["noise"]))
-    wanted, trained, found = {v: every[v] for v in plan.variants}, {}, {}
+    wanted, trained, found, again = {v: every[v] for v in plan.variants}, {}, {}, q.refresh and q.compute
     for name, spec in wanted.items():
         key = train_key(spec, fit.fingerprint)
         content = {"model": key, "data": data.fingerprint, **plan.attack(), "seed": p.seed}
         if q.compute or all(run_file(c, kind).exists() for c, kind in ((key, "train"), (content, "variant"))):
-            net, trained[name] = train(spec, fit, p.device)
-            arguments = (net, key, data, plan, q.refresh)
+            net, trained[name] = train(spec, fit, p.device, compute=q.compute)
+            arguments = (net, key, data, plan, again)
             cell = measurement("variant", content, attacked, *arguments, **how)
-            found[name] = cell.run(q.refresh)["result"]
+            found[name] = cell.run(again)["result"]
     if "nsq" not in found:
         raise FileNotFoundError("plain NSQ is not there yet, and all else is compared with it; run with compute=True")
     turns = dict(rounds=3, iterations=1) if p.scale == "smoke" else dict(rounds=7, iterations=3)
-    cost = training_cost(wanted, fit, p.device, q.refresh, **turns)
+    cost = training_cost({v: wanted[v] for v in found}, fit, p.device, again, q.compute, **turns)
     out = {"p": p, "plan": plan, "fit": fit, "data": data, "specs": wanted}
     return {**out, "cost": cost, "trained": trained, "found": found}
 

@@ -16,8 +16,9 @@ import torch
 from conftest import ITERATIONS, RUNS
 from test_adaptive import CE, RADII, TARGETED, N, everything, network
 
-from nsq_repro import adaptive, cells, records, suite
-from nsq_repro.data import Dataset
+from nsq_repro import adaptive, capacity, cells, records, suite
+from nsq_repro.data import Dataset, load
+from nsq_repro.networks import build, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = ("seconds", "provenance", "from", "boxes_seconds")
@@ -290,3 +291,55 @@ def test_cells_of_a_grid_side_by_side_are_those_one_after_the_other(name, tmp_pa
         left = sorted((tmp_path / str(n) / "runs").glob("[tec]*-*/record.json"))  # trainings, curves, box attacks
         found.append({p.parent.name: whole(p) for p in left})
     assert found[0] == found[1] and len(found[0]) >= 4
+
+
+def _mean(net, x):
+    return float(net(x).detach().mean())
+
+
+def other_weights(run, record, refresh):
+    "What was measured is loaded for the same network, refused for another one, and made again with refresh."
+    first = run(0)
+    assert run(0) == first
+    with pytest.raises(ValueError, match="nsq with other weights .* run with refresh") as refused:
+        run(1)
+    assert "\n" not in str(refused.value)
+    assert refresh(1)["weights"] == run(1)["weights"] != first["weights"]
+    known = records.load_record(record())
+    records.save_record(record(), {k: v for k, v in known.items() if k != "weights"})
+    assert "weights" not in run(0)  # older records do not say: they stay readable
+
+
+def test_a_measurement_is_not_of_another_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("NSQ_HOME", str(tmp_path))
+    content, x = {"model": {"model": "nsq"}}, torch.rand(2, 3, 32, 32)
+    cell = lambda seed: cells.measurement("toy", content, _mean, build("cifar_tiny", seed=seed).eval(), x)
+    record = lambda: records.run_file(content, "toy")
+    other_weights(lambda seed: cell(seed).run(), record, lambda seed: cell(seed).run(refresh=True))
+
+
+def test_a_cell_that_trains_is_not_of_another_training(tmp_path, monkeypatch):
+    "The file of the network is compared, where it is there."
+    monkeypatch.setenv("NSQ_HOME", str(tmp_path))
+    content = {"model": {"model": "nsq", "data": "toy"}}
+    cell = cells.Cell("toy", content, dict, {"n": 1}, trains=True)
+    path, record = records.run_file(content["model"], "train", "model.safetensors"), records.run_file(content, "toy")
+
+    def run(seed, refresh=False):
+        save_checkpoint(path, build("cifar_tiny", seed=seed))
+        return cell.run(refresh)
+
+    other_weights(run, lambda: record, lambda seed: run(seed, refresh=True))
+    path.unlink()
+    assert cell.run()["n"] == 1
+
+
+def test_the_box_attack_of_a_grid_is_not_of_another_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("NSQ_HOME", str(tmp_path))
+    attacked = {"n": 4, "eps": [], "left": {}, "rows": [], "from": []}
+    monkeypatch.setattr(capacity, "cascade", lambda *a, **k: attacked)
+    p, cells_, _ = capacity.grid(scale="smoke", device="cpu")
+    p, test, key = next(iter(cells_.values())), load("photos").subset(4), {"model": "nsq"}
+    record = lambda: records.run_file(capacity.box_content(p, key, test), "capacity")
+    run = lambda seed, again=False: capacity.box_record(p, build("cifar_tiny", seed=seed).eval(), key, test, again)
+    other_weights(run, record, lambda seed: run(seed, True))

@@ -7,18 +7,22 @@ import random
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from processes import PROCESSES
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from nsq_repro import cli, records, reliability
+from nsq_repro import training as trainings
 from nsq_repro.data import load
 from nsq_repro.evaluation import AttackSpec, evaluate
-from nsq_repro.networks import SoftQuantNet
+from nsq_repro.networks import SoftQuantNet, build, weights_digest
 from nsq_repro.quantization import SoftQuantize
 from nsq_repro.suite import certified
 from nsq_repro.training import recipe, train, train_key
@@ -183,3 +187,71 @@ def test_the_comparison_sees_a_difference(undisturbed, tmp_path):
     record = records.load_record(path)
     records.save_record(path, {**record, "boxes": [int(k) for k in np.array(record["boxes"]) + 1]})
     assert results(tmp_path) != wanted
+
+
+def full(path, record):
+    raise OSError(28, f"cannot write {path}: no space left on device")
+
+
+def test_a_record_that_cannot_be_saved_leaves_the_state(tmp_path, monkeypatch):
+    "The next call goes on from the last state, which goes when the record is there."
+    monkeypatch.setenv("NSQ_HOME", str(tmp_path))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr(records, "save_record", full)
+        training()
+    (state,) = tmp_path.glob("runs/train-*/state.safetensors")
+    kept = state.read_bytes()
+    with monkeypatch.context() as patch:
+        seen = []
+        patch.setattr(trainings, "learning_rate", lambda spec, t: (seen.append(t), spec.lr)[1])
+        training()
+    assert seen == [SPEC.iterations - 1, SPEC.iterations - 1] and not state.exists()  # two groups of weights
+    state.write_bytes(kept)  # as a process leaves it that is killed between record and state
+    training()
+    assert not state.exists()
+
+
+DAMAGES = {
+    "a moment of another shape": lambda tensors: tensors | {"optimizer.0.exp_avg": torch.zeros(3)},
+    "no average": lambda tensors: {k: v for k, v in tensors.items() if not k.startswith("average.")},
+    "another parameter": lambda tensors: tensors | {"optimizer.999.exp_avg": torch.zeros(3)},
+    "a slot is missing": lambda tensors: {k: v for k, v in tensors.items() if k != "optimizer.1.exp_avg_sq"},
+    "a layer is missing": lambda tensors: {k: v for k, v in tensors.items() if k != next(iter(tensors))},
+}
+
+
+@pytest.mark.parametrize("digest", [True, False], ids=["with", "without a digest"])
+@pytest.mark.parametrize("harm", [None, *DAMAGES])
+def test_a_damaged_state_changes_no_weight(harm, digest, tmp_path, monkeypatch, capsys):
+    "It is set aside before any of it is used; older states have no digest, and whole ones count."
+    spec = replace(SPEC, averaging=0.9)
+    model = build(spec.network, spec.K, spec.alpha, spec.seed)
+    parts = model, trainings.make_optimizer(model, spec), trainings.averaged(model, spec)
+    trainings.training_step(*parts[:2], torch.rand(4, 3, 32, 32), torch.arange(4), spec, torch.Generator())
+    path, progress = tmp_path / "state.safetensors", {"iteration": 1, "seconds": 1.0, "losses": []}
+    trainings._save_state(path, progress, *parts)
+    with safe_open(path, "pt") as f:
+        meta, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+    meta = meta if digest else {"nsq": meta["nsq"]}
+    save_file(DAMAGES[harm](tensors) if harm else tensors, path, meta)
+    fresh = build(spec.network, spec.K, spec.alpha, seed=1)
+    others = fresh, trainings.make_optimizer(fresh, spec), trainings.averaged(fresh, spec)
+    before = weights_digest(fresh.state_dict())
+    assert trainings._load_state(path, *others) == (None if harm else progress)
+    assert weights_digest(fresh.state_dict()) == (before if harm else weights_digest(model.state_dict()))
+    assert path.with_suffix(".damaged").exists() == ("set aside" in capsys.readouterr().out) == bool(harm)
+
+
+def test_a_state_with_one_other_number_is_damaged(tmp_path, capsys):
+    "Right names and shapes, another moment or iteration: the digest tells."
+    model = build(SPEC.network, SPEC.K, SPEC.alpha, SPEC.seed)
+    parts, path = (model, trainings.make_optimizer(model, SPEC)), tmp_path / "state.safetensors"
+    progress = {"iteration": 1, "seconds": 1.0, "losses": []}
+    for later in (0, 1):
+        trainings._save_state(path, progress, *parts)
+        with safe_open(path, "pt") as f:
+            meta, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+        name = next(iter(tensors))
+        tensors[name] = tensors[name] + (1 - later)
+        save_file(tensors, path, meta | {"nsq": records.canonical(progress | {"iteration": 1 + later})})
+        assert trainings._load_state(path, *parts) is None and "digest" in capsys.readouterr().out

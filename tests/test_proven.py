@@ -3,6 +3,7 @@ what was measured."""
 
 import copy
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -303,6 +304,29 @@ def test_the_published_network_is_the_one_that_was_measured(made):
     s = next(s for s in record["series"] if (s["model"], s["accounting"]) == ("nsq_ibp", "intervals"))
     assert (records.unpack(s["outcomes"][s["eps"].index(0.1)], s["n"]) == ok).all()
     assert meta["training"] == record["networks"][0]["training"]["hash"]
+
+
+def test_another_training_is_not_published(made, tmp_path, monkeypatch):
+    "Trained again by the same spec it has other weights than those that were measured; older records do not say which."
+    record, how, home = made
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("NSQ_HOME", str(tmp_path))
+    train = tmp_path / "runs" / f"train-{record['networks'][0]['training']['hash']}"
+    net, meta = load_checkpoint(train / "model.safetensors")
+    nn.init.zeros_(next(net.parameters()).requires_grad_(False))
+    save_checkpoint(train / "model.safetensors", net, {"spec": meta["spec"]})
+    files = {"model.safetensors": records.file_digest(train / "model.safetensors")}
+    records.save_record(train / "record.json", {**records.load_json(train / "record.json"), "files": files})
+    with pytest.raises(ValueError, match="nsq_ibp with other weights"):
+        proven.publish(**how)
+    path = next(f for f in tmp_path.glob("runs/proven-*/record.json") if train.name[6:] in f.read_text())
+    old = {k: v for k, v in records.load_record(path).items() if k != "weights"}
+    records.save_record(path, old)
+    assert proven.publish(**how).exists()
+    old["row"]["training"]["provenance"]["finished"] = "2020-01-01T00:00:00Z"
+    records.save_record(path, old)
+    with pytest.raises(ValueError, match="another training of nsq_ibp; run with refresh"):
+        proven.publish(**how)
 
 
 def test_the_published_network_is_attacked_from_a_terminal(made, capsys, monkeypatch):

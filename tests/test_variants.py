@@ -104,6 +104,7 @@ def test_new_fields_rename_no_run():
     [
         dict(model="nsq", noise_shape="square"),
         dict(model="sq", noise_shape="signs"),
+        dict(model="stability", noise_shape="signs"),
         dict(model="natural", shift=0.1),
         dict(model="nsq", shift=0.5),
     ],
