@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -75,7 +76,8 @@ def draw(
     record: dict,  # what the figure is drawn from
 ):  # matplotlib Figure
     "A figure from its record alone. Raises ValueError for an item that is not known."
-    return find_item(item, "draw").draw(as_saved(record))
+    made: Any = find_item(item, "draw").draw
+    return made(as_saved(record))
 
 # %% ../nbs/results.ipynb #9cd6cc18
 def draw_table(
@@ -83,7 +85,8 @@ def draw_table(
     record: dict,  # what the table is made from
 ) -> tuple[str, list[dict]]:  # Markdown, and the rows
     "A table from its record alone. Raises ValueError for an item that is not known."
-    return find_item(item, "table").table(as_saved(record))
+    made: Any = find_item(item, "table").table
+    return made(as_saved(record))
 
 # %% ../nbs/results.ipynb #302e1cf5
 class Results:
@@ -130,7 +133,8 @@ class Results:
         "Sentences from a record, or a table that has no file of its own. Raises ValueError for an unknown item."
         from IPython.display import Markdown
 
-        return Markdown(find_item(item, "words").words(as_saved(record)))
+        said: Any = find_item(item, "words").words
+        return Markdown(said(as_saved(record)))
 
 # %% ../nbs/results.ipynb #667396a3
 def check_series(

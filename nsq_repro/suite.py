@@ -12,6 +12,7 @@ __all__ = ['WORDS', 'OTHERS', 'Attack', 'with_alpha', 'InBfloat16', 'fast_copy',
 import copy
 from collections import Counter
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,10 +156,10 @@ def folded(
     G, calls = copy.deepcopy(F), Counter(n.target for n in nodes)
     kind = lambda n: type(F.get_submodule(n.target)) if n in nodes and calls[n.target] == 1 else None
     for n in nodes:
-        before = n.args[0] if n.args else None
+        before: Any = n.args[0] if n.args else None
         if kind(n) is nn.BatchNorm2d and kind(before) is nn.Conv2d and len(before.users) == 1:
-            conv, norm = map(G.get_submodule, (before.target, n.target))
-            G.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
+            pair: Any = map(G.get_submodule, (before.target, n.target))
+            G.set_submodule(before.target, fuse_conv_bn_eval(*pair))
             G.set_submodule(n.target, nn.Identity())
     return G
 
