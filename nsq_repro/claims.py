@@ -1058,6 +1058,8 @@ def used_value(
     if figure.startswith("fig"):
         record = find(figure)
         several = metric == "alpha" and isinstance(claim["value"], list)
+        if metric == "K" and record and isinstance(record["spec"]["K"], list):  # of a grid: what has a curve
+            return sorted({s["K"] for s in record["series"]}), record
         return (record or {}).get("spec", {}).get("alphas" if several else metric), record
     record = find(ITEMS[claim["dataset"]])
     if record is None or "training" not in record:
