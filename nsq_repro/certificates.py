@@ -306,7 +306,7 @@ class _Target:
             return 0.0
         return float((copy.deepcopy(self.F).double()(points.double()) - self.F(points)).abs().max())
 
-
+# %% ../nbs/certificates.ipynb #f6aed0e9
 ORDER = 10.0  # of the logits that the slack is meant for
 
 
@@ -516,8 +516,7 @@ def certify(
     how, used, found = [], torch.zeros(len(y), dtype=torch.long), x.clone()
     with tqdm(total=len(y), unit="img", disable=not progress) as bar:
         for some in torch.arange(len(y)).split(batch):
-            settled, above = _first_bound(target, x[some], y[some], lo[some], hi[some])
-            how += settled
+            how[len(how) :], above = _first_bound(target, x[some], y[some], lo[some], hi[some])
             for i, s in ((i, s) for i, s in zip(some.tolist(), above) if how[i] == "open"):
                 image = _Image(target, x[i : i + 1], y[i : i + 1], float(eps[i]), s)
                 how[i], used[i] = _search(image, lo[i], hi[i], boxes)
