@@ -1058,7 +1058,7 @@ def used_value(
     if figure.startswith("fig"):
         record = find(figure)
         several = metric == "alpha" and isinstance(claim["value"], list)
-        if metric == "K" and record and isinstance(record["spec"]["K"], list):  # of a grid: what has a curve
+        if metric == "K" and "series" in (record or {}) and isinstance(record["spec"]["K"], list):  # of a grid
             return sorted({s["K"] for s in record["series"]}), record
         return (record or {}).get("spec", {}).get("alphas" if several else metric), record
     record = find(ITEMS[claim["dataset"]])
