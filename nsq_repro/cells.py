@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from . import records
 from .attacks import check_number, layer_of
-from .networks import load_checkpoint, weights_digest
+from .networks import saved_digest, weights_digest
 
 # %% ../nbs/cells.ipynb #98bfad18
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class Cell:
         "Digest of the network that the record is to be of; None where that is not known."
         if not self.trains:
             return self.weights
-        path = records.run_file(self.content["model"], "train", "model.safetensors")
-        return weights_digest(load_checkpoint(path)[0].state_dict()) if path.is_file() else None
+        return saved_digest(records.run_file(self.content["model"], "train", "model.safetensors"))
 
     def run(
         self,

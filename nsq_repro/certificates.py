@@ -306,6 +306,11 @@ class _Target:
             return 0.0
         return float((copy.deepcopy(self.F).double()(points.double()) - self.F(points)).abs().max())
 
+    def careful(self, lo, hi):
+        "The same with a slack of at least sixteen times the rounding on some points of the boxes"
+        some = points_between(lo[:CHECKED], hi[:CHECKED])
+        return replace(self, slack=max(self.slack, 16 * self.rounding(some)))
+
 # %% ../nbs/certificates.ipynb #f6aed0e9
 ORDER = 10.0  # of the logits that the slack is meant for
 
@@ -353,10 +358,9 @@ def checked_boxes(
     target = _Target.of(model, x, "crown", slack, math.inf, 0)
     x, y, eps = check_inputs(model, x, y, eps)
     lo, hi = _reachable(target, x, y, eps.flatten().expand(len(x)))
-    least = max(slack, 16 * target.rounding(points_between(lo[:CHECKED], hi[:CHECKED])))
     logits = model(x)
     target.check(x, logits)
-    return target.F, lo, hi, allowance(logits, least)
+    return target.F, lo, hi, allowance(logits, target.careful(lo, hi).slack)
 
 # %% ../nbs/certificates.ipynb #12ccb622
 def _first_bound(
@@ -512,7 +516,7 @@ def certify(
     x, y, eps = check_inputs(model, x, y, eps) if len(x) else (x, y, torch.zeros(0))
     eps = eps.flatten().expand(len(x))
     lo, hi = _reachable(target, x, y, eps) if len(x) else (x, x)
-    target = replace(target, slack=max(slack, 16 * target.rounding(points_between(lo[:CHECKED], hi[:CHECKED]))))
+    target = target.careful(lo, hi)
     how, used, found = [], torch.zeros(len(y), dtype=torch.long), x.clone()
     with tqdm(total=len(y), unit="img", disable=not progress) as bar:
         for some in torch.arange(len(y)).split(batch):

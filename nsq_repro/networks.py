@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'LAYER', 'MnistCNN', 'standardize', 'ResidualUnit', 'CifarResNet', 'ResNet9', 'keep_widths', 'StridedCNN',
            'strided_cifar', 'SoftQuantNet', 'build', 'weights_digest', 'round_weights', 'are_rounded',
-           'save_checkpoint', 'load_checkpoint']
+           'save_checkpoint', 'load_checkpoint', 'saved_digest']
 
 # %% ../nbs/networks.ipynb #23a5ea98
 import hashlib
@@ -393,3 +393,10 @@ def load_checkpoint(
         unfit = f"does not fit the network {meta['network']!r} of this version ({why})"
         raise ValueError(f"{path} {unfit}. Delete it and run again") from None
     return model.to(device, memory_format=torch.channels_last).eval(), meta
+
+# %% ../nbs/networks.ipynb #a88d0974
+def saved_digest(
+    path: Path,  # of a checkpoint
+) -> str | None:  # `weights_digest` of its network; None where there is no such file
+    "Which weights a file holds. Raises ValueError for a damaged one."
+    return weights_digest(load_checkpoint(path)[0].state_dict()) if path.is_file() else None

@@ -27,7 +27,7 @@ from nsq_repro.experiments import (
     read,
     run_grid,
 )
-from .networks import load_checkpoint, weights_digest
+from .networks import saved_digest
 from .training import train_key
 
 # %% ../nbs/parameter_study.ipynb #d7ebad9e
@@ -103,9 +103,9 @@ def study_record(
             missing.append([K, alpha])
             continue
         training, *curves = map(records.load_record, files)
-        net, _ = load_checkpoint(files[0].with_name("model.safetensors"))
+        weights = saved_digest(files[0].with_name("model.safetensors"))  # records may be there without the network
         for f, r in zip(files[1:], curves):
-            records.check_weights(r, weights_digest(net.state_dict()), f, f"K = {K}, α = {alpha:g}")
+            records.check_weights(r, weights, f, f"K = {K}, α = {alpha:g}")
         series += [{**s, "K": K, "alpha": alpha} for r in curves for s in r["series"]]
         at, kept = {"K": K, "alpha": alpha}, ("hash", "spec", "seconds", "losses", "provenance")
         trainings.append({**at, **{k: training[k] for k in kept}})
