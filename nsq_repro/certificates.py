@@ -306,11 +306,6 @@ class _Target:
             return 0.0
         return float((copy.deepcopy(self.F).double()(points.double()) - self.F(points)).abs().max())
 
-    def careful(self, lo, hi):
-        "The same with a slack of at least sixteen times the rounding on some points of the boxes"
-        some = points_between(lo[:CHECKED], hi[:CHECKED])
-        return replace(self, slack=max(self.slack, 16 * self.rounding(some)))
-
 # %% ../nbs/certificates.ipynb #f6aed0e9
 ORDER = 10.0  # of the logits that the slack is meant for
 
@@ -321,6 +316,12 @@ def allowance(
 ) -> Tensor:  # (N, 1): a margin counts as proven above this
     "The slack of each image: rounding errors grow with what is computed."
     return slack * (logits.abs().amax(1, keepdim=True) / ORDER).clamp(min=1.0)
+
+
+def _careful(target, lo, hi):
+    "The target with a slack of at least sixteen times the rounding on some points of the boxes"
+    some = points_between(lo[:CHECKED], hi[:CHECKED])
+    return replace(target, slack=max(target.slack, 16 * target.rounding(some)))
 
 
 def _right(logits, y):
@@ -360,7 +361,7 @@ def checked_boxes(
     lo, hi = _reachable(target, x, y, eps.flatten().expand(len(x)))
     logits = model(x)
     target.check(x, logits)
-    return target.F, lo, hi, allowance(logits, target.careful(lo, hi).slack)
+    return target.F, lo, hi, allowance(logits, _careful(target, lo, hi).slack)
 
 # %% ../nbs/certificates.ipynb #12ccb622
 def _first_bound(
@@ -516,7 +517,7 @@ def certify(
     x, y, eps = check_inputs(model, x, y, eps) if len(x) else (x, y, torch.zeros(0))
     eps = eps.flatten().expand(len(x))
     lo, hi = _reachable(target, x, y, eps) if len(x) else (x, x)
-    target = target.careful(lo, hi)
+    target = _careful(target, lo, hi)
     how, used, found = [], torch.zeros(len(y), dtype=torch.long), x.clone()
     with tqdm(total=len(y), unit="img", disable=not progress) as bar:
         for some in torch.arange(len(y)).split(batch):
