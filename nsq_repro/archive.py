@@ -98,7 +98,7 @@ def keep_runs(
 def _finished():
     "Records of runs under `runs/`, checked. Raises ValueError for one that was changed."
     for path in sorted((records.home() / "runs").glob("**/record.json")):
-        records.load_record(path)
+        records.load_record(path, alone=True)
         yield path
 
 # %% ../nbs/archive.ipynb #63be6cc2
@@ -115,7 +115,7 @@ def _zipped(texts):
 # %% ../nbs/archive.ipynb #17c45998
 def restore(
     scale: str,  # 'smoke', 'cpu' or 'paper'
-) -> dict:  # counts: restored, there (before), without (trainings whose network did not travel)
+) -> dict:  # counts: restored, there (before), without (of those restored: trainings whose network did not travel)
     "Put the run files of a scale, and its networks, under `runs/`. Raises ValueError for files that were changed."
     texts, networks = archived_runs(scale), _networks(scale)
     count = dict(restored=0, there=0, without=0)
@@ -123,14 +123,14 @@ def restore(
         folder, needed = records.home() / "runs" / name, json.loads(text).get("files", {})
         if (folder / "record.json").exists():
             count["there"] += 1
-        elif needed and set(needed) != {"model.safetensors"} or needed and name.rsplit("-", 1)[-1] not in networks:
-            count["without"] += 1
-        else:
-            if needed:
-                records.atomic_write(folder / "model.safetensors", networks[name.rsplit("-", 1)[-1]].read_bytes())
-            records.atomic_write(folder / "record.json", text)
-            records.load_record(folder / "record.json")
-            count["restored"] += 1
+            continue
+        network = networks.get(name.rsplit("-", 1)[-1]) if needed else None
+        if network:
+            records.atomic_write(folder / "model.safetensors", network.read_bytes())
+        records.atomic_write(folder / "record.json", text)
+        records.load_record(folder / "record.json", alone=not network)
+        count["restored"] += 1
+        count["without"] += bool(needed) and not network
     return count
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MADRYLAB', 'SIZES', 'GRIDS', 'PRESETS', 'experiment', 'Parameters', 'grid', 'box_content', 'box_record',
-           'attack_in_the_box', 'run', 'capacity_record', 'items']
+           'attack_in_the_box', 'runs_of_cell', 'run', 'capacity_record', 'items']
 
 # %% ../nbs/capacity.ipynb #921ab3a9
 from dataclasses import dataclass, replace
@@ -21,11 +21,12 @@ from nsq_repro.experiments import (
     TrainingParameters,
     datasets,
     decide,
+    finished_runs,
     parameter,
     read,
     run_grid,
 )
-from .networks import saved_digest, weights_digest
+from .networks import weights_digest
 from .suite import cascade
 from .training import train_key
 
@@ -125,6 +126,20 @@ def attack_in_the_box(
     key = train_key(p.train[0], fit.fingerprint)
     box_record(p, nets["nsq"], key, test.subset(p.attacks[0].n_test), refresh)
 
+# %% ../nbs/capacity.ipynb #82dd7675
+def runs_of_cell(
+    cell: Protocol,  # one network and length
+    fit,  # training `Dataset`
+    test,  # test `Dataset`
+) -> list[dict] | None:  # records of its training, its curves and its box attack; None where one is missing
+    "What a cell left. Raises ValueError as `finished_runs`."
+    spec, some = cell.train[0], test.subset(cell.attacks[0].n_test)
+    key = train_key(spec, fit.fingerprint)
+    curves = [(eval_key(a, key, test), "eval") for a in cell.attacks]
+    box = (box_content(cell, key, some), "capacity")
+    return finished_runs([(key, "train"), *curves, box], f"{spec.network}, {spec.iterations:,} iterations")
+
+
 # %% ../nbs/capacity.ipynb #d77d4d29
 def run(
     **parameters,  # of this notebook, see `Parameters`
@@ -133,7 +148,8 @@ def run(
     q = read(Parameters, parameters)
     p, cells, wanted = grid(**parameters)
     fit, test = datasets(p, q.data_root, q.download)
-    todo = {f"{network}, {length:,} iterations": cells[network, length] for network, length in wanted}
+    left = [c for c in wanted if q.refresh or not runs_of_cell(cells[c], fit, test)]
+    todo = {f"{network}, {length:,} iterations": cells[network, length] for network, length in left}
     run_grid(q, todo if q.compute else {}, p.device, q.workers, also=attack_in_the_box)
     return capacity_record(p, cells, fit, test)
 
@@ -147,16 +163,11 @@ def capacity_record(
     "Gather the cells that are there. Raises FileNotFoundError where there is none."
     found, runs, missing, some = [], [], [], test.subset(p.attacks[0].n_test)
     for (network, length), cell in cells.items():
-        key = train_key(cell.train[0], fit.fingerprint)
-        contents = [(key, "train"), *((eval_key(a, key, test), "eval") for a in cell.attacks)]
-        files = [records.run_file(*c) for c in (*contents, (box_content(cell, key, some), "capacity"))]
-        if not all(f.exists() for f in files):
+        there = runs_of_cell(cell, fit, test)
+        if not there:
             missing.append([network, length])
             continue
-        training, *curves, box = [records.load_record(f) for f in files]
-        weights = saved_digest(files[0].with_name("model.safetensors"))  # records may be there without the network
-        for f, r in zip(files[1:], (*curves, box)):
-            records.check_weights(r, weights, f, f"{network}, {length:,} iterations")
+        training, *curves, box = there
         series = [s for r in curves for s in r["series"] if s["accounting"] == "worst"]
         kept = ("hash", "spec", "parameters", "seconds", "cpu_seconds", "provenance")
         told = {"training": {k: training[k] for k in kept}, "series": series}

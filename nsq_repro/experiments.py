@@ -6,8 +6,8 @@
 __all__ = ['WORDS', 'CONVERTERS', 'COMPARED', 'WORKERS', 'parameter', 'convert', 'Parameters', 'allowed', 'read', 'given_in',
            'parameter_rows', 'Experiment', 'experiment_names', 'find_experiment', 'Protocol', 'choose_device',
            'choose_scale', 'variant_name', 'decide', 'TrainingParameters', 'AttackParameters', 'held_out', 'datasets',
-           'run_protocol', 'progress_rows', 'Finished', 'recipe_costs', 'train_and_attack', 'GridCell', 'run_grid',
-           'recipe_rows', 'evaluation_row', 'accuracy_record', 'runs_of']
+           'run_protocol', 'progress_rows', 'Finished', 'recipe_costs', 'train_and_attack', 'finished_runs', 'GridCell',
+           'run_grid', 'recipe_rows', 'evaluation_row', 'accuracy_record', 'runs_of']
 
 # %% ../nbs/experiments.ipynb #04bbc16e
 import difflib
@@ -27,6 +27,7 @@ from .attacks import LOSSES, SETTINGS
 from .cells import Workers, made_from
 from .data import Dataset, load
 from .evaluation import AttackSpec, eval_key, evaluate, settings_of
+from .networks import saved_digest
 from .records import SCALES
 from .training import RECIPES, bytes_written, recipe, train, train_key, training_cost
 from .weights import keep_networks
@@ -455,6 +456,22 @@ def train_and_attack(
         except ValueError as e:
             print(f"no network is kept beside the figures: {e}", flush=True)
     return Finished(p, nets, trained, evaluated, cost)
+
+# %% ../nbs/experiments.ipynb #8a8910ba
+def finished_runs(
+    contents: list,  # (content, kind) of a training, and then of all that was measured of its network
+    name: str,  # of that network, in words
+) -> list[dict] | None:  # their records, in this order; None where one is missing
+    "What a cell of a grid left. Raises ValueError for records that were changed, or are of other weights."
+    files = [records.run_file(*c) for c in contents]
+    if not all(f.exists() for f in files):
+        return None
+    found = [records.load_record(f, alone=True) for f in files]
+    weights = saved_digest(files[0].with_name("model.safetensors"))
+    for f, r in zip(files[1:], found[1:]):
+        records.check_weights(r, weights, f, name)
+    return found
+
 
 # %% ../nbs/experiments.ipynb #858d1f1d
 @dataclass(frozen=True)

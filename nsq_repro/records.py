@@ -311,6 +311,7 @@ def load_record(
     path: Path,  # a run's record
     hash: str | None = None,  # of the run it should belong to; None: any
     again: str = "delete its folder, or run with refresh, and it is computed again",  # advice where it was changed
+    alone: bool = False,  # files of its run may be missing, as of a network that did not travel
 ) -> dict:  # the record
     "Read a run's record. Raises ValueError when it, or a file of its run, is not what was written there."
     record = load_json(path)
@@ -319,7 +320,7 @@ def load_record(
     if hash not in (None, record.get("hash")):
         raise ValueError(f"{path} is the record of another run ({record.get('hash')}, not {hash}); {again}")
     for name, expected in record.get("files", {}).items():
-        if file_digest(path.with_name(name)) != expected:
+        if file_digest(path.with_name(name)) not in (expected, *([None] if alone else [])):
             raise ValueError(f"{path.with_name(name)} is not the file that this run wrote; {again}")
     return record
 
