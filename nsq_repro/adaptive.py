@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MODELS', 'PARTS', 'RADII', 'SUITE_RADII', 'COMMON', 'PRESETS', 'OWN', 'QUESTION', 'experiment', 'BRACKET',
            'Parameters', 'box_attack', 'attack_suite', 'Plan', 'protocol', 'what_was_broken', 'attacks_from_above',
-           'proofs_from_below', 'not_broken_by_any', 'hard_limit', 'arithmetic', 'free_pixels', 'sanity_records',
-           'shorter_trainings', 'time_and_robustness', 'both_sides', 'run', 'items', 'record_head', 'bracket_record',
-           'suite_record']
+           'proofs_from_below', 'not_broken_by_any', 'hard_limit', 'arithmetic', 'free_pixels', 'crossing_moves',
+           'sanity_records', 'shorter_trainings', 'time_and_robustness', 'both_sides', 'run', 'items', 'record_head',
+           'bracket_record', 'suite_record']
 
 # %% ../nbs/adaptive.ipynb #0da24246
 import math
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from . import experiments, records
-from .attacks import layer_of
+from .attacks import layer_of, margin
 from .cells import ALONE, Workers, made_from, measurement, network_name
-from .exact import bracket, gradient_table, judged, sanity_record, zero_gradient_share
+from .exact import bracket, gradient_table, judged, reachable_box, sanity_record, zero_gradient_share
 from .experiments import Experiment, Protocol, datasets, parameter, read, run_protocol
 from .statistics import wilson
 from nsq_repro.suite import (
@@ -306,8 +306,8 @@ def arithmetic(
     test,  # test `Dataset`
     refresh: bool = False,  # compute again
     workers=ALONE,  # `cells.Workers`
-) -> tuple[dict, list]:  # zero: rows of `zero_gradient_share`; gradients: rows of `gradient_table`; (model, run)s
-    "Zero gradients for every model and ε, and PGD with four gradients for those that are looked at closely."
+) -> tuple[dict, list]:  # rows of `zero_gradient_share`, `gradient_table`, `crossing_moves`, by name; (model, run)s
+    "Zero gradients for every model and ε; PGD with four gradients, and crossings, for those looked at closely."
     data, how = test.subset(plan.few), dict(steps=plan.steps, step_size=p.attacks[0].step_size)
     x, y, asked, cells = data.floats(device=p.device), data.y.to(p.device), [], []
     for m, e in ((m, e) for m in nets for e in plan.suite_radii):
@@ -316,8 +316,9 @@ def arithmetic(
         asked.append(("zero", {"model": m, "eps": e, "n": len(y)}))
         if layer_of(nets[m]) and m in plan.closely:
             cells.append(measurement("gradients", content | how, gradient_table, nets[m], x, y, e, **how))
-            asked.append(("gradients", {"model": m, "eps": e}))
-    rows, found = {"zero": [], "gradients": []}, workers.run(cells, "arithmetic", refresh)
+            cells.append(measurement("crossing", content, crossing_moves, nets[m], x, y, e, seed=p.seed))
+            asked += [(table, {"model": m, "eps": e}) for table in ("gradients", "moves")]
+    rows, found = {"zero": [], "gradients": [], "moves": []}, workers.run(cells, "arithmetic", refresh)
     for (table, head), r in zip(asked, found):
         rows[table] += [{**head, **v} for v in (r["result"] if table == "gradients" else [r["result"]])]
     return rows, [(head["model"], r) for (_, head), r in zip(asked, found)]
@@ -338,6 +339,39 @@ def free_pixels(
         few = round(float((crossing <= limit).double().mean()), 4)
         rows.append({"eps": e, "values": x[0].numel(), **means, "limit": limit, "few": few})
     return rows
+
+# %% ../nbs/adaptive.ipynb #a2cbebe3
+@torch.no_grad()
+def crossing_moves(
+    model,  # a `SoftQuantNet` in eval mode
+    x: Tensor,  # (N, C, H, W) images in the network's range
+    y: Tensor,  # (N,) integer labels
+    eps: float,  # l∞ radius
+    draws: int = 64,  # crossing values of an image that are tried, drawn at random
+    seed: int = 0,  # of the draw
+) -> dict:  # n (images right, with a crossing value), means of crossing, move and fall; medians of margin and of times
+    "What a single value that crosses a threshold does to the margin. Raises ValueError without a layer."
+    box = reachable_box(model, x, eps)
+    if isinstance(box.S, torch.nn.Identity):
+        raise ValueError("crossing_moves needs a network behind a quantization layer")
+    z, generator, rows = box.S(x), torch.Generator().manual_seed(seed), []
+    for i in range(len(x)):
+        wide = (box.z_hi[i] - box.z_lo[i]).flatten() > 0.5 / box.S.K
+        places = wide.nonzero()[:, 0].cpu()
+        m = margin(box.F(z[i : i + 1]), y[i : i + 1]).item()
+        if m <= 0 or not len(places):
+            continue
+        some = places[torch.randperm(len(places), generator=generator)[:draws]].to(x.device)
+        lo, hi, own = (v[i].flatten()[some] for v in (box.z_lo, box.z_hi, z))
+        moved = z[i : i + 1].repeat(len(some), 1, 1, 1)
+        moved.flatten(1)[torch.arange(len(some)), some] = torch.where(hi - own > own - lo, hi, lo)
+        change = margin(box.F(moved), y[i : i + 1].expand(len(some))) - m
+        move, fall = change.abs().mean().item(), (-change).clamp(min=0).mean().item()
+        rows.append((len(places), move, fall, m, len(places) * fall / m))
+    of = np.array(rows or [[math.nan] * 5])
+    found = {k: float(of[:, j].mean()) for j, k in enumerate(("crossing", "move", "fall"))}
+    return {"n": len(rows), **found, **{k: float(np.median(of[:, j])) for j, k in ((3, "margin"), (4, "times"))}}
+
 
 # %% ../nbs/adaptive.ipynb #bf753908
 def sanity_records(
@@ -473,15 +507,17 @@ def items():
         "sanity": lambda r: (tables.sanity_table(r), r["checks"]),
         "arithmetic": lambda r: (tables.arithmetic_table(r), tables.arithmetic_rows(r)),
         "hard": lambda r: (tables.hard_table(r), r["hard"]),
+        "moves": lambda r: (tables.moves_table(r), r["moves"]),
     }
     drawn = {"bracket": plots_beyond.fig_bracket, "time": plots_beyond.fig_time}
     figures = [Item(f"{x}-{n}", draw=f) for x in ("mnist", "cifar") for n, f in drawn.items()]
     words = {
         "bracket": tables.bracket_sentence, "suite": tables.suite_sentence, "arithmetic": tables.arithmetic_sentence,
-        "time": tables.time_sentence,
+        "time": tables.time_sentence, "moves": tables.moves_sentence,
     }
     both = ("mnist", "cifar")
-    said = [Item(f"{x}-{n}-words", words=f, of=f"{x}-{n}") for x in both for n, f in words.items()]
+    source = {"moves": "arithmetic"}
+    said = [Item(f"{x}-{n}-words", words=f, of=f"{x}-{source.get(n, n)}") for x in both for n, f in words.items()]
     return (*figures, *(Item(f"{x}-{n}", table=f) for x in both for n, f in made.items()), *said)
 
 # %% ../nbs/adaptive.ipynb #44366ff8

@@ -6,11 +6,11 @@
 __all__ = ['RESPONSES', 'RESPONSE_LABELS', 'EFFECT_LABELS', 'DIRECTION_LABELS', 'printed_value', 'accuracy_rows',
            'accuracy_table', 'lowest', 'against', 'accuracy_sentences', 'cost_rows', 'cost_table', 'training_table',
            'effects_rows', 'compared', 'effects_sentence', 'effects_table', 'first_images', 'bracket_rows',
-           'bracket_table', 'bracket_sentence', 'free_table', 'suite_table', 'suite_sentence', 'arithmetic_rows',
-           'arithmetic_table', 'arithmetic_sentence', 'sanity_table', 'hard_table', 'time_sentence', 'pixel_rows',
-           'pixel_table', 'slope_table', 'gradient_rows', 'gradient_table', 'variants_rows', 'variants_table',
-           'variants_sentence', 'thresholds_sentence', 'fair_rows', 'fair_table', 'fair_differences', 'grid_ends',
-           'fair_sentence', 'capacity_rows', 'capacity_table', 'capacity_sentence']
+           'bracket_table', 'bracket_sentence', 'free_table', 'moves_table', 'moves_sentence', 'suite_table',
+           'suite_sentence', 'arithmetic_rows', 'arithmetic_table', 'arithmetic_sentence', 'sanity_table', 'hard_table',
+           'time_sentence', 'pixel_rows', 'pixel_table', 'slope_table', 'gradient_rows', 'gradient_table',
+           'variants_rows', 'variants_table', 'variants_sentence', 'thresholds_sentence', 'fair_rows', 'fair_table',
+           'fair_differences', 'grid_ends', 'fair_sentence', 'capacity_rows', 'capacity_table', 'capacity_sentence']
 
 # %% ../nbs/tables.ipynb #73d5081a
 import math
@@ -259,16 +259,19 @@ def cost_table(
 def training_table(
     record: dict,  # accuracy record, with the trainings of its models
 ) -> str:  # Markdown
-    "Iterations, precision, seconds and device of each training, and what rounding its weights changed."
+    "Accuracy, seconds and peak memory of each training, and what rounding its weights changed."
+    curves = (s for s in record["series"] if (s["setting"], s["loss"], s["accounting"]) == ("pgd", "ce", "last"))
+    clean = {s["model"]: f"{100 * s['accuracy'][s['eps'].index(0)]:.1f} of {s['n']:,}" for s in curves}
     training = {m: record["training"][m] for m in in_order(record["training"])}
     said = any("rounding" in r for r in training.values())
     told = "{changed:,} of {n:,} ({before:,} → {after:,} right)"
     rounded = lambda r: told.format(**r) if r else "not measured"
     rows = [
         {
-            "model": LABELS.get(m, m), "network": r["spec"]["network"], "weights": f"{r['parameters']:,}",
+            "model": LABELS.get(m, m), "weights": f"{r['parameters']:,}",
             "iterations": f"{r['spec']['iterations']:,} × {r['spec']['batch_size']}",
-            "precision": r["spec"]["precision"], "seconds": f"{r['seconds']:,.0f}",
+            "precision": r["spec"]["precision"], "clean, %": clean.get(m, "–"),
+            "seconds": f"{r['seconds']:,.0f}", "peak memory, MiB": f"{r['provenance']['peak_memory_mib']:,}",
             "device": r["provenance"]["device"],
             **({"classes that rounding the weights changed": rounded(r.get("rounding"))} if said else {}),
         }
@@ -492,6 +495,41 @@ def free_table(
         )
         + f"\n\nValues of an image ({rows[0]['values']:,}), mean; in brackets their share. {caption(record)}"
     )
+
+# %% ../nbs/tables.ipynb #ffb1a3ad
+def moves_table(
+    record: dict,  # 'moves': rows of `adaptive.crossing_moves`
+) -> str:  # Markdown
+    "What a value that crosses a threshold does to the margin, and how far all that can would carry it."
+    unit = record["eps_unit"]
+    rows = [
+        {
+            "model": LABELS[r["model"]], "ε": eps_text(r["eps"], unit), "images": r["n"],
+            "values that can cross, mean": f"{r['crossing']:.1f}", "margin, median": f"{r['margin']:.2f}",
+            "one crossing moves it by": f"{r['move']:.4f}", "of this down": f"{r['fall']:.4f}",
+            "all falls added, times the margin": f"{r['times']:.2f}",
+        }
+        for r in record["moves"]
+    ]
+    below = "Images that are right and have a value that can cross; the last column is the median of its images."
+    return f"{table_markdown(rows, list(rows[0]))}\n\n{below} {caption(record)}"
+
+
+# %% ../nbs/tables.ipynb #03ed5897
+def moves_sentence(
+    record: dict,  # 'moves': rows of `adaptive.crossing_moves`
+) -> str:  # Markdown; empty for a record without such rows
+    "How far all crossings together could carry NSQ's margin, at the largest radius."
+    own = [r for r in record.get("moves", ()) if r["model"] == "nsq" and r["n"]]
+    if not own:
+        return ""
+    r = max(own, key=lambda r: r["eps"])
+    at = f"ε = {eps_text(r['eps'], record['eps_unit'])}, {r['n']} images that NSQ has right"
+    one = f"one crossing lowers NSQ's margin by {r['fall']:.3f}, {r['crossing']:.0f} values can cross"
+    verdict = "less than" if r["times"] < 1 else "more than"
+    all_of_it = f"all of them by {r['times']:.2f} times the margin of {r['margin']:.1f}, were their effects to add up"
+    return f"{record['data']['title']}, {at}: {one}, {all_of_it}. That is {verdict} it takes."
+
 
 # %% ../nbs/tables.ipynb #92c04703
 def suite_table(
