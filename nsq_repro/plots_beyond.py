@@ -394,7 +394,7 @@ def fig_benchmark(
         ax.errorbar(r["ratio"], at, xerr=ends, ls="none", elinewidth=0.9, **kind)
         ax.plot([r["aim"]] * 2, [at - 0.35, at + 0.35], color=GREY, lw=1.6)
         loss = f", {r['loss'].upper()}" if r["loss"] else ""
-        names.append(f"{r['what']}{loss}: {LABELS[r['model']]}")
+        names.append(f"{r['what']}{loss}: {r['label']}")
     ax.axvline(1, color=GREY, lw=0.6)
     ax.set(yticks=range(len(rows)), yticklabels=names, xscale="log", xlabel="times as fast as the best library")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
