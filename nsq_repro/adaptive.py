@@ -6,8 +6,8 @@
 __all__ = ['MODELS', 'PARTS', 'RADII', 'SUITE_RADII', 'COMMON', 'PRESETS', 'OWN', 'QUESTION', 'experiment', 'BRACKET',
            'Parameters', 'box_attack', 'attack_suite', 'Plan', 'protocol', 'what_was_broken', 'attacks_from_above',
            'proofs_from_below', 'not_broken_by_any', 'hard_limit', 'arithmetic', 'free_pixels', 'crossing_moves',
-           'sanity_records', 'shorter_trainings', 'time_and_robustness', 'both_sides', 'run', 'items', 'record_head',
-           'bracket_record', 'suite_record']
+           'search_difference', 'sanity_records', 'shorter_trainings', 'time_and_robustness', 'both_sides', 'run',
+           'items', 'record_head', 'bracket_record', 'suite_record']
 
 # %% ../nbs/adaptive.ipynb #0da24246
 import math
@@ -34,6 +34,7 @@ from nsq_repro.suite import (
     has_bounds,
     known_broken,
     left_of,
+    not_broken,
     union_of_curves,
     with_alpha,
 )
@@ -306,8 +307,8 @@ def arithmetic(
     test,  # test `Dataset`
     refresh: bool = False,  # compute again
     workers=ALONE,  # `cells.Workers`
-) -> tuple[dict, list]:  # rows of `zero_gradient_share`, `gradient_table`, `crossing_moves`, by name; (model, run)s
-    "Zero gradients for every model and ε; PGD with four gradients, and crossings, for those looked at closely."
+) -> tuple[dict, list]:  # rows of four tables: zero, gradients, moves, searches; (model, run)s
+    "Zero gradients for every model and ε; PGD with four gradients, crossings and searches for those looked at closely."
     data, how = test.subset(plan.few), dict(steps=plan.steps, step_size=p.attacks[0].step_size)
     x, y, asked, cells = data.floats(device=p.device), data.y.to(p.device), [], []
     for m, e in ((m, e) for m in nets for e in plan.suite_radii):
@@ -318,7 +319,13 @@ def arithmetic(
             cells.append(measurement("gradients", content | how, gradient_table, nets[m], x, y, e, **how))
             cells.append(measurement("crossing", content, crossing_moves, nets[m], x, y, e, seed=p.seed))
             asked += [(table, {"model": m, "eps": e}) for table in ("gradients", "moves")]
-    rows, found = {"zero": [], "gradients": [], "moves": []}, workers.run(cells, "arithmetic", refresh)
+    more, e = (max(plan.few // 2, 1), max(plan.steps * 2 // 5, 4)), plan.suite_radii[-1]
+    for m in (m for m in nets if m in plan.closely):
+        content = {"model": keys[m], "data": data.fingerprint, "eps": e, "images and steps": list(more)}
+        cells.append(measurement("search", content, search_difference, nets[m], x[: more[0]], y[: more[0]], e, more[1]))
+        asked.append(("searches", {"model": m, "eps": e, "steps": more[1]}))
+    rows: dict = {"zero": [], "gradients": [], "moves": [], "searches": []}
+    found = workers.run(cells, "arithmetic", refresh)
     for (table, head), r in zip(asked, found):
         rows[table] += [{**head, **v} for v in (r["result"] if table == "gradients" else [r["result"]])]
     return rows, [(head["model"], r) for (_, head), r in zip(asked, found)]
@@ -371,6 +378,29 @@ def crossing_moves(
     of = np.array(rows or [[math.nan] * 5])
     found = {k: float(of[:, j].mean()) for j, k in enumerate(("crossing", "move", "fall"))}
     return {"n": len(rows), **found, **{k: float(np.median(of[:, j])) for j, k in ((3, "margin"), (4, "times"))}}
+
+
+# %% ../nbs/adaptive.ipynb #94050a4a
+def search_difference(
+    model,  # a network in eval mode
+    x: Tensor,  # (N, C, H, W) images in [0, 1]
+    y: Tensor,  # (N,) integer labels
+    eps: float,  # l∞ radius
+    steps: int = 40,  # of each search
+    seed: int = 0,  # of the starts
+) -> dict:  # n; fp32, bf16: images that no loss broke; differ: verdicts that are not the same
+    "What a union of attacks leaves, by the precision of its searches."
+    left = {}
+    for precision in ("fp32", "bf16"):
+        ok = judged(model, x, x, y, 0.0).correct.clone()
+        for attack in box_attack(steps):
+            i = ok.nonzero()[:, 0]
+            if len(i):
+                where = (x[i], y[i], eps, i, seed)
+                ok[i] = not_broken(attack, {"it": model}, "it", *where, precision=precision)
+        left[precision] = ok
+    counts = {k: int(v.sum()) for k, v in left.items()}
+    return {"n": len(x), **counts, "differ": int((left["fp32"] != left["bf16"]).sum())}
 
 
 # %% ../nbs/adaptive.ipynb #bf753908

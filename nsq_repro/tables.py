@@ -613,9 +613,22 @@ def arithmetic_table(
                     "correct": "correct after PGD",
                 },
             ),
+            *([_searches(record)] if record.get("searches") else []),
             f"Gradient at the random start of PGD. {caption(record)}",
         ]
     )
+
+
+def _searches(record):
+    "The box attack by the precision of its searches."
+    rows = [
+        {
+            "model": LABELS[r["model"]], "ε": eps_text(r["eps"], record["eps_unit"]), "images": r["n"],
+            "left, searched in float32": r["fp32"], "in bfloat16": r["bf16"], "verdicts that differ": r["differ"],
+        }
+        for r in record["searches"]
+    ]
+    return table_markdown(rows, list(rows[0]))
 
 # %% ../nbs/tables.ipynb #c6efaba6
 def arithmetic_sentence(
