@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-
 from test_worst_case import images
 from test_worst_case import network as convolutions
 
