@@ -617,11 +617,22 @@ def _trained(spec, data, device, folder, progress, save_every, start):
     model = model.to(device).train()
     parts = model, make_optimizer(model, spec), averaged(model, spec)
     check_inputs(model, data.floats(slice(2), device), data.y[:2].to(device), 0)
-    done = _load_state(state, *parts) or dict(NOTHING_DONE)
-    save = lambda d: _save_state(state, d, *parts) if leads else None
+    begun = _load_state(state, *parts) or dict(NOTHING_DONE)
+    made = lambda d: {**d, "parts": _made_by(begun, d["iteration"], device)}
+    save = lambda d: _save_state(state, made(d), *parts) if leads else None
     step = start.step if start else training_step
-    done = _loop(parts, spec, data, device, done, progress, save, save_every, step)
-    return (model if parts[2] is None else parts[2].module), done
+    done = _loop(parts, spec, data, device, begun, progress, save, save_every, step)
+    return (model if parts[2] is None else parts[2].module), made(done)
+
+
+def _made_by(begun, iteration, device):
+    "Which code on which machine made which iterations: one part for each process that differs from the one before."
+    names, now = ("commit", "dirty", "device", "threads", "versions"), records.provenance(device)
+    first = {**dict.fromkeys(names), "iterations": [0, begun["iteration"]]}  # of a state that does not say
+    parts = list(begun.get("parts", [first] if begun["iteration"] else []))
+    same = parts and all(parts[-1][k] == now[k] for k in names)
+    since = parts.pop()["iterations"][0] if same else begun["iteration"]
+    return [*parts, {**{k: now[k] for k in names}, "iterations": [since, iteration]}]
 
 # %% ../nbs/training.ipynb #2b9a71b5
 class _Clock:
@@ -708,13 +719,15 @@ ROUNDED = "rounded to bfloat16"
 def _values(spec, data, model, done, device):
     "What the record of a finished training run says."
     seconds = done["seconds"]
+    made = records.provenance(device, seconds, done["cpu_seconds"])
+    parts = {"parts": done["parts"]} if len(done["parts"]) > 1 else {}
     return {
         "spec": records.spec_dict(spec, defaults=True), "data": data.describe(), "losses": done["losses"],
         "parameters": sum(p.numel() for p in model.parameters()), "seconds": round(seconds, 2),
         "cpu_seconds": round(done["cpu_seconds"], 2),
         "images_per_second": round(spec.iterations * spec.batch_size / seconds, 1), "seed": spec.seed,
         "weights": ROUNDED,
-        "provenance": records.provenance(device, seconds, done["cpu_seconds"]),
+        "provenance": {**made, **parts},
     }
 
 # %% ../nbs/training.ipynb #b7327ef1

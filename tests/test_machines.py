@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from nsq_repro import cli, plots, records, reliability, suite, training
+from nsq_repro.cells import made_from
 from nsq_repro.data import CIFAR_CLASSES, load
 from nsq_repro.evaluation import AttackSpec, evaluate
 from nsq_repro.training import bytes_written, recipe, train, train_key
@@ -109,8 +110,14 @@ def test_ctrl_c_keeps_the_last_iteration(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(SPEC, data, progress=False)
     assert len(calls) == 5 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    code, others = records._code_here(), {"commit": "0" * 40, "dirty": True}
+    monkeypatch.setattr(records, "_code_here", lambda: others)  # as if a commit lay between the two processes
     again, resumed = train(SPEC, data, progress=False)
     assert len(calls) == 8 and resumed["losses"] == record["losses"]
+    assert "parts" not in record["provenance"] and resumed["provenance"]["commit"] == others["commit"]
+    made = [(p["iterations"], {k: p[k] for k in others}) for p in resumed["provenance"]["parts"]]
+    assert made == [([0, 5], code), ([5, 8], others)] and made_from("training", "it", [resumed])["commits"][1:]
+    assert records.is_dirty({"runs": [made_from("training", "it", [resumed])]})
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values()))
 
 
