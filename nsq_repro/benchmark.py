@@ -778,12 +778,13 @@ def _growth_words(record):
 # %% ../nbs/benchmark.ipynb #be08477f
 def benchmark_rows(
     record: dict,  # of `benchmark_record`
-) -> list[dict]:  # workload, model, on, of, loss, n, way, seconds, least, most, cpu (medians)
+) -> list[dict]:  # workload, model, of, loss, n, way, seconds, least, most, cpu (medians)
     "Every way of every workload."
     rows = []
     for r in record["rows"]:
         for way, times in r["seconds"].items():
-            what = {k: r.get(k) for k in ("workload", "model", "on", "of", "loss", "n")}
+            what = {k: r.get(k) for k in ("workload", "model", "of", "loss", "n")}
+            what["model"] = ", ".join(filter(None, (r["model"], r.get("on"))))
             cpu = r.get("cpu_seconds", {}).get(way)
             rows.append(
                 {
