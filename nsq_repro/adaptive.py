@@ -145,7 +145,7 @@ PRESETS = {
     ),
     "cpu": dict(
         COMMON, n_test=500, n_suite=150, box=box_attack(100), suite=attack_suite(100, 50, 5000), precision="auto",
-        proof=dict(method="full", gain=1.25), boxes=(512, 512, 2048, 64, 8, 1, 1, 1), boxes_others=32, n_proof=100,
+        proof=dict(method="full", gain=1.25), boxes=(512, 512, 512, 32, 4, 1, 1, 1), boxes_others=8, n_proof=50,
         closely=("nsq", "pgd", "fgsm_rs"), budgets={"pgd": (0.25,), "nsq": (0.5,)}, n_hard=300, few=60, steps=100,
     ),
     "paper": dict(
