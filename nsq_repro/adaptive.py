@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import experiments, records
-from .attacks import layer_of, margin
+from .attacks import as_found, full_precision, layer_of, margin
 from .cells import ALONE, Workers, made_from, measurement, network_name
 from .exact import bracket, gradient_table, judged, reachable_box, sanity_record, zero_gradient_share
 from .experiments import Experiment, Protocol, datasets, parameter, read, run_protocol
@@ -144,7 +144,7 @@ PRESETS = {
         budgets={"nsq": (0.5,)}, limit=8, n_hard=8, few=8, steps=5,
     ),
     "cpu": dict(
-        COMMON, n_test=500, n_suite=150, box=box_attack(100), suite=attack_suite(100, 50, 5000), precision="auto",
+        COMMON, n_test=500, n_suite=150, box=box_attack(100), suite=attack_suite(100, 25, 5000), precision="auto",
         proof=dict(method="full", gain=1.25), boxes=(512, 512, 512, 32, 4, 1, 1, 1), boxes_others=8, n_proof=50,
         closely=("nsq", "pgd", "fgsm_rs"), budgets={"pgd": (0.25,), "nsq": (0.5,)}, n_hard=300, few=60, steps=100,
     ),
@@ -156,8 +156,9 @@ PRESETS = {
 }  # fmt: skip
 OWN = {  # what an experiment changes: linear bounds of a residual network on 3,072 values take up to 13 s an image
     ("cpu", "cifar"): dict(
-        n_suite=100, closely=("nsq", "sq", "pgd", "fgsm_rs"), proof=dict(method="crown", gain=1.25),
-        boxes=(8, 4, 1, 1, 1), boxes_others=1, n_proof=20, n_hard=100, parts={"cifar": PARTS[:-1]},
+        n_suite=100, proof=dict(method="crown", gain=1.25),
+        boxes=(8, 4, 1, 1, 1), boxes_others=1, n_proof=20, n_hard=100,
+        parts={"cifar": tuple(p for p in PARTS if p != "time")},
     ),
 }
 
@@ -319,11 +320,11 @@ def arithmetic(
             cells.append(measurement("gradients", content | how, gradient_table, nets[m], x, y, e, **how))
             cells.append(measurement("crossing", content, crossing_moves, nets[m], x, y, e, seed=p.seed))
             asked += [(table, {"model": m, "eps": e}) for table in ("gradients", "moves")]
-    more, e = (max(plan.few // 2, 1), max(plan.steps * 2 // 5, 4)), plan.suite_radii[-1]
+    half, few, e = max(plan.few // 2, 1), max(plan.steps * 2 // 5, 4), plan.suite_radii[-1]
     for m in (m for m in nets if m in plan.closely):
-        content = {"model": keys[m], "data": data.fingerprint, "eps": e, "images and steps": list(more)}
-        cells.append(measurement("search", content, search_difference, nets[m], x[: more[0]], y[: more[0]], e, more[1]))
-        asked.append(("searches", {"model": m, "eps": e, "steps": more[1]}))
+        content = {"model": keys[m], "data": data.fingerprint, "eps": e, "n": half, "steps": few}
+        cells.append(measurement("search", content, search_difference, nets[m], x[:half], y[:half], e, few, p.seed))
+        asked.append(("searches", {"model": m, "eps": e, "steps": few}))
     rows: dict = {"zero": [], "gradients": [], "moves": [], "searches": []}
     found = workers.run(cells, "arithmetic", refresh)
     for (table, head), r in zip(asked, found):
@@ -348,36 +349,34 @@ def free_pixels(
     return rows
 
 # %% ../nbs/adaptive.ipynb #a2cbebe3
-@torch.no_grad()
+@full_precision
 def crossing_moves(
-    model,  # a `SoftQuantNet` in eval mode
+    model,  # a `SoftQuantNet`
     x: Tensor,  # (N, C, H, W) images in the network's range
     y: Tensor,  # (N,) integer labels
     eps: float,  # l∞ radius
     draws: int = 64,  # crossing values of an image that are tried, drawn at random
     seed: int = 0,  # of the draw
-) -> dict:  # n (images right, with a crossing value), means of crossing, move and fall; medians of margin and of times
+) -> dict:  # n (images right, with a crossing value); their medians of crossing, move, fall, margin and times (c f/m)
     "What a single value that crosses a threshold does to the margin. Raises ValueError without a layer."
     box = reachable_box(model, x, eps)
     if isinstance(box.S, torch.nn.Identity):
         raise ValueError("crossing_moves needs a network behind a quantization layer")
-    z, generator, rows = box.S(x), torch.Generator().manual_seed(seed), []
-    for i in range(len(x)):
-        wide = (box.z_hi[i] - box.z_lo[i]).flatten() > 0.5 / box.S.K
-        places = wide.nonzero()[:, 0].cpu()
-        m = margin(box.F(z[i : i + 1]), y[i : i + 1]).item()
-        if m <= 0 or not len(places):
-            continue
-        some = places[torch.randperm(len(places), generator=generator)[:draws]].to(x.device)
-        lo, hi, own = (v[i].flatten()[some] for v in (box.z_lo, box.z_hi, z))
-        moved = z[i : i + 1].repeat(len(some), 1, 1, 1)
-        moved.flatten(1)[torch.arange(len(some)), some] = torch.where(hi - own > own - lo, hi, lo)
-        change = margin(box.F(moved), y[i : i + 1].expand(len(some))) - m
-        move, fall = change.abs().mean().item(), (-change).clamp(min=0).mean().item()
-        rows.append((len(places), move, fall, m, len(places) * fall / m))
-    of = np.array(rows or [[math.nan] * 5])
-    found = {k: float(of[:, j].mean()) for j, k in enumerate(("crossing", "move", "fall"))}
-    return {"n": len(rows), **found, **{k: float(np.median(of[:, j])) for j, k in ((3, "margin"), (4, "times"))}}
+    generator, rows = torch.Generator().manual_seed(seed), []
+    with as_found(model), torch.no_grad():
+        for lo, hi, z, label in zip(box.z_lo.split(1), box.z_hi.split(1), box.S(x).split(1), y.split(1)):
+            places = (hi - lo > 0.5 / box.S.K).flatten().nonzero()[:, 0].cpu()
+            m = margin(box.F(z), label).item()
+            if m > 0 and len(places):
+                some = places[torch.randperm(len(places), generator=generator)[:draws]].to(x.device)
+                low, high, own = (v.flatten()[some] for v in (lo, hi, z))
+                moved = z.repeat(len(some), 1, 1, 1)
+                moved.flatten(1)[torch.arange(len(some)), some] = torch.where(high - own > own - low, high, low)
+                change = margin(box.F(moved), label.expand(len(some))) - m
+                move, fall = change.abs().mean().item(), (-change).clamp(min=0).mean().item()
+                rows.append((len(places), move, fall, m, len(places) * fall / m))
+    middle = np.median(rows, axis=0).tolist() if rows else [None] * 5
+    return {"n": len(rows), **dict(zip(("crossing", "move", "fall", "margin", "times"), middle))}
 
 
 # %% ../nbs/adaptive.ipynb #94050a4a

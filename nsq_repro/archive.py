@@ -98,7 +98,7 @@ def keep_runs(
 def _finished():
     "Records of runs under `runs/`, checked. Raises ValueError for one that was changed."
     for path in sorted((records.home() / "runs").glob("**/record.json")):
-        records.load_record(path, alone=True)
+        records.load_record(path, partly=True)
         yield path
 
 # %% ../nbs/archive.ipynb #63be6cc2
@@ -115,22 +115,22 @@ def _zipped(texts):
 # %% ../nbs/archive.ipynb #17c45998
 def restore(
     scale: str,  # 'smoke', 'cpu' or 'paper'
-) -> dict:  # counts: restored, there (before), without (of those restored: trainings whose network did not travel)
+) -> dict:  # counts: restored, there (before), without (of both: trainings whose network did not travel)
     "Put the run files of a scale, and its networks, under `runs/`. Raises ValueError for files that were changed."
     texts, networks = archived_runs(scale), _networks(scale)
     count = dict(restored=0, there=0, without=0)
     for name, text in texts.items():
-        folder, needed = records.home() / "runs" / name, json.loads(text).get("files", {})
-        if (folder / "record.json").exists():
-            count["there"] += 1
-            continue
-        network = networks.get(name.rsplit("-", 1)[-1]) if needed else None
-        if network:
-            records.atomic_write(folder / "model.safetensors", network.read_bytes())
-        records.atomic_write(folder / "record.json", text)
-        records.load_record(folder / "record.json", alone=not network)
-        count["restored"] += 1
-        count["without"] += bool(needed) and not network
+        path, network = records.home() / "runs" / name / "record.json", networks.get(name.rsplit("-", 1)[-1])
+        there, needed = path.exists(), json.loads(text).get("files", {})
+        missing = [f for f in needed if not path.with_name(f).exists()]
+        if missing == ["model.safetensors"] and network and records.file_digest(network) == needed[missing[0]]:
+            records.atomic_write(path.with_name("model.safetensors"), network.read_bytes())
+            there = missing = False
+        if not path.exists():
+            records.atomic_write(path, text)
+            records.load_record(path, partly=bool(missing))
+        count["there" if there else "restored"] += 1
+        count["without"] += bool(missing)
     return count
 
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PARTS', 'COMMON', 'PRESETS', 'PEERS', 'DISTRIBUTIONS', 'FUNCTIONS', 'WORKLOADS', 'QUESTION', 'experiment', 'AIMS',
            'LARGEST_SHARE', 'TWO_RUNS', 'Parameters', 'Plan', 'plan', 'in_turns', 'ratio', 'peers', 'versions', 'Bench',
-           'step', 'same_images', 'library_run', 'plain', 'larger_networks', 'larger', 'library_curve', 'curve',
-           'library_standard', 'standard', 'certificates', 'training', 'saved_tensors', 'layer', 'growth', 'networks',
-           'measured', 'run', 'benchmark_record', 'comparisons', 'benchmark_table', 'story', 'benchmark_words',
-           'benchmark_rows', 'items']
+           'step', 'same_images', 'library_run', 'plain', 'larger_networks', 'kept_photo_networks', 'larger',
+           'library_curve', 'curve', 'library_standard', 'standard', 'certificates', 'training', 'saved_tensors',
+           'layer', 'growth', 'networks', 'measured', 'run', 'benchmark_record', 'comparisons', 'benchmark_table',
+           'story', 'benchmark_words', 'benchmark_rows', 'items']
 
 # %% ../nbs/benchmark.ipynb #be006cd0
 import resource
@@ -24,10 +24,20 @@ import torch
 from torch import Tensor, nn
 
 from . import cifar, experiments, mnist, records
-from .attacks import LOSSES, SETTINGS, as_found, layer_of, loss_gradient, margin, pgd, surrogate
+from nsq_repro.attacks import (
+    LOSSES,
+    SETTINGS,
+    as_found,
+    full_precision,
+    layer_of,
+    loss_gradient,
+    margin,
+    pgd,
+    surrogate,
+)
 from .cells import Cell, made_from
 from .certificates import certify
-from .data import Dataset, load
+from .data import Dataset, available, load
 from .exact import judged
 from nsq_repro.experiments import (
     Experiment,
@@ -189,10 +199,11 @@ def _art(net, x, y, eps, steps, step_size, loss):
     classes = 2 if loss == "cw" else net(x[:1]).shape[1]
     if loss == "cw":
         net, y = _Leaders(net, y), torch.zeros_like(y)
-    seen = classifier(net, nn.CrossEntropyLoss(), tuple(x.shape[1:]), classes, clip_values=(0, 1), device_type="cpu")
+    where: dict = dict(clip_values=(0, 1), device_type="gpu" if x.is_cuda else "cpu")
+    seen = classifier(net, nn.CrossEntropyLoss(), tuple(x.shape[1:]), classes, **where)
     how: dict = dict(norm="inf", eps=eps, eps_step=step_size, max_iter=steps, batch_size=len(x), verbose=False)
-    found = attack(seen, **how).generate(x.numpy(), nn.functional.one_hot(y, classes).numpy())
-    return torch.from_numpy(found)
+    found = attack(seen, **how).generate(x.cpu().numpy(), nn.functional.one_hot(y, classes).cpu().numpy())
+    return torch.from_numpy(found).to(x.device)
 
 # %% ../nbs/benchmark.ipynb #be033449
 PEERS = {"torchattacks": (_torchattacks, "torchattacks"), "foolbox": (_foolbox, "foolbox"), "ART": (_art, "art")}
@@ -301,19 +312,30 @@ def larger_networks(
     b: Bench,
 ) -> dict:  # model → network, images, labels (None: the classes it gives them), radius and steps; what it is, in words
     "What the workload `larger` attacks."
-    p, found, kept = b.p, {}, kept_networks(b.p.scale)
+    p, found, kept, layer = b.p, {}, kept_networks(b.p.scale), cifar.protocol(scale=b.p.scale).layer
     how = replace(p, at=8 / 255, step_size=2 / 255)
     random = lambda n, size: torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(p.seed)).to(p.device)
     for m in ("natural", "nsq"):
-        there = f"cifar-{m}" in kept
-        layer = {} if m == "natural" else {"K": 4, "alpha": 25500.0}
-        net = load_model(f"cifar-{m}", p.scale) if there else build("cifar_tiny", **layer, seed=p.seed)
+        there, own = f"cifar-{m}" in kept, {k: layer[k] for k in ("K", "alpha") if m == "nsq"}
+        net = load_model(f"cifar-{m}", p.scale) if there else build("cifar_tiny", **own, seed=p.seed)
         x = b.photos.floats(slice(0, p.n), p.device) if b.photos else random(p.n, 32)
         y = b.photos.y[: p.n].to(p.device) if b.photos else None
-        found[m] = net, x, y, how, "CIFAR-10" if there else "untrained"
-    net, shape = _untrained(p.big)
-    found["other"] = net, random(2, shape[-1]), None, replace(how, steps=max(p.steps // 10, 2)), f"{p.big}, untrained"
+        on = "photographs" if b.photos else "random images"
+        found[m] = net, x, y, how, on if there else f"untrained, {on}"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(p.seed)
+        net, shape = _untrained(p.big)
+    fewer = replace(how, steps=max(p.steps // 10, 2))
+    found["other"] = net, random(2, shape[-1]), None, fewer, f"{p.big}, untrained, random images"
     return found
+
+
+def kept_photo_networks(
+    scale: str,  # 'smoke', 'cpu' or 'paper'
+) -> dict:  # model → digest of its file; nothing where none lies there
+    "Which networks `larger` finds beside the figures."
+    files = {m: records.figure_dir(scale) / "weights" / f"cifar-{m}.safetensors" for m in ("natural", "nsq")}
+    return {m: records.file_digest(f) for m, f in files.items() if f.exists()}
 
 
 def _untrained(name):
@@ -348,7 +370,9 @@ def larger(
             rows.append({**told, "loss": loss, "steps": how.steps, **in_turns(ways, p.rounds, same_images)})
         kinds = {"float32": net, "search": searcher(net, "auto", p.device)}
         ways = {k: lambda f=f, x=x, y=y: loss_gradient(f, x, y)[1] for k, f in kinds.items()}
-        rows.append({**told, "of": "gradient", "precision": search_precision(p.device), **in_turns(ways, p.rounds)})
+        norms = lambda f: sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in f.modules())
+        as_it_is = {"precision": search_precision(p.device), "folded": norms(kinds["search"]) < norms(net)}
+        rows.append({**told, "of": "gradient", **as_it_is, **in_turns(ways, p.rounds)})
     return rows
 
 
@@ -559,6 +583,7 @@ def networks(
     return nets, keys
 
 # %% ../nbs/benchmark.ipynb #be0639a0
+@full_precision
 def measured(
     name: str,  # of WORKLOADS
     b: Bench,  # what it works on
@@ -575,14 +600,17 @@ def run(
     q, (protocol, p) = read(Parameters, parameters), plan(**parameters)
     fit, test = datasets(protocol, q.data_root, q.download)
     again, (nets, keys) = q.refresh and q.compute, networks(protocol, fit, q.compute)
-    known = (cifar.protocol(scale=p.scale).dataset, "test", q.data_root, q.download)
-    photos = load(*known) if "larger" in p.parts else None
+    name = cifar.protocol(scale=p.scale).dataset
+    asks = "larger" in p.parts and (q.download or available(name, q.data_root))
+    photos = load(name, "test", q.data_root, q.download) if asks else None
     b = Bench(nets, test.subset(max(p.n, p.n_curve, *p.sizes)), fit, protocol, p, photos)
     where = {"device": records.device_name(p.device), "flags": list(cpu_flags()), "peers": versions()}
     asked = {k: v for k, v in vars(p).items() if k not in ("parts", "variant")}
     done = []
+    more = {"photos": photos and photos.fingerprint, "kept": kept_photo_networks(p.scale)}
     for name in p.parts:
-        content = {"workload": name, "networks": keys, "data": b.data.fingerprint, **asked, **where}
+        own = {"workload": name, **(more if name == "larger" else {})}
+        content = {**own, "networks": keys, "data": b.data.fingerprint, **asked, **where}
         if q.compute or records.run_file(content, "benchmark").exists():
             print(f"{name} …", flush=True)
             done.append(Cell("benchmark", content, measured, dict(name=name, b=b), p.device).run(again))
@@ -714,9 +742,8 @@ def story(
     for r in _of(record, "larger", of="gradient"):
         found = ratio(r, "search", "float32")
         spread = f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
-        said.append(
-            f"One gradient of {_label(r)}, batch normalization folded, in {r['precision']}: {spread} times as fast."
-        )
+        how = f"{'batch normalization folded, ' if r['folded'] else ''}in {r['precision']}"
+        said.append(f"One gradient of {_label(r)}, {how}: {spread} times as fast as float32 as it is.")
     for r in _of(record, "step"):
         gains = {k: ratio(r, k, "float32")["ratio"] for k in r["seconds"] if k != "float32"}
         pays = [f"{k} {v:.2f}" for k, v in gains.items() if v >= 1.1]

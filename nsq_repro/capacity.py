@@ -13,7 +13,6 @@ from . import cifar, experiments, records
 from .adaptive import box_attack
 from .cells import Workers, made_from
 from .cifar import EPOCH, NAMES, NETWORK, full_name
-from .evaluation import eval_key
 from .exact import judged
 from nsq_repro.experiments import (
     Experiment,
@@ -133,11 +132,9 @@ def runs_of_cell(
     test,  # test `Dataset`
 ) -> list[dict] | None:  # records of its training, its curves and its box attack; None where one is missing
     "What a cell left. Raises ValueError as `finished_runs`."
-    spec, some = cell.train[0], test.subset(cell.attacks[0].n_test)
-    key = train_key(spec, fit.fingerprint)
-    curves = [(eval_key(a, key, test), "eval") for a in cell.attacks]
-    box = (box_content(cell, key, some), "capacity")
-    return finished_runs([(key, "train"), *curves, box], f"{spec.network}, {spec.iterations:,} iterations")
+    some = test.subset(cell.attacks[0].n_test)
+    box = box_content(cell, train_key(cell.train[0], fit.fingerprint), some)
+    return finished_runs(cell, fit, test, (box, "capacity"))
 
 
 # %% ../nbs/capacity.ipynb #d77d4d29

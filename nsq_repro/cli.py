@@ -418,7 +418,7 @@ def restore(
         raise FileNotFoundError(f"no run files travel at scale {args.scale}: there is no {path}")
     print(f"{count['restored']:,} runs put under {records.home() / 'runs'}; {count['there']:,} were there")
     if count["without"]:
-        print(f"{count['without']:,} of them are trainings without their networks, which do not travel")
+        print(f"of those put there, {count['without']:,} are trainings without their networks, which do not travel")
 
 # %% ../nbs/cli.ipynb #9dd94de3
 def doctor(

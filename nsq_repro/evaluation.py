@@ -248,7 +248,7 @@ def _curve(spec, key, weights, used, batch_size, device, cells):
 
 def _made_by(eps, cells, now):
     "How a curve was made: as its last radius was, with `parts` where others were not, such as after an interruption."
-    parts, names = {}, ("commit", "dirty", "device", "threads", "versions")
+    parts, names = {}, records.MADE_BY
     for e, c in zip(eps, cells):  # older files do not say
         how = {"batch_size": c.get("batch_size")} | {k: c.get("provenance", {}).get(k) for k in names}
         parts.setdefault(records.canonical(how), {**how, "eps": []})["eps"].append(e)

@@ -368,7 +368,7 @@ def run_protocol(
     """Train and evaluate, using what is there. Resumes wherever it was stopped.
     Raises FileNotFoundError where nothing is there and nothing may be computed."""
     nets, trained, evaluated, device, refresh = {}, [], [], protocol.device, refresh and compute
-    there = lambda t: records.run_file(train_key(t, train_data.fingerprint), "train").exists()
+    there = lambda t: records.run_file(train_key(t, train_data.fingerprint), "train", "model.safetensors").exists()
     needed = sum(bytes_written(t) for t in protocol.train if refresh or not there(t))
     if compute:
         records.check_space(records.home() / "runs", needed)
@@ -459,17 +459,24 @@ def train_and_attack(
 
 # %% ../nbs/experiments.ipynb #8a8910ba
 def finished_runs(
-    contents: list,  # (content, kind) of a training, and then of all that was measured of its network
-    name: str,  # of that network, in words
-) -> list[dict] | None:  # their records, in this order; None where one is missing
+    cell: Protocol,  # of one training
+    fit,  # training `Dataset`
+    test,  # test `Dataset`
+    *more,  # (content, kind) of other runs that are about its network
+) -> list[dict] | None:  # records of the training, its curves, and the others; None where one is missing
     "What a cell of a grid left. Raises ValueError for records that were changed, or are of other weights."
+    (spec,) = cell.train
+    key = train_key(spec, fit.fingerprint)
+    contents = [(key, "train"), *((eval_key(a, key, test), "eval") for a in cell.attacks), *more]
     files = [records.run_file(*c) for c in contents]
     if not all(f.exists() for f in files):
         return None
-    found = [records.load_record(f, alone=True) for f in files]
-    weights = saved_digest(files[0].with_name("model.safetensors"))
+    hashes = (records.spec_hash(content) for content, _ in contents)
+    found = [records.load_record(f, name, partly=True) for f, name in zip(files, hashes)]
+    saved = saved_digest(files[0].with_name("model.safetensors"))
+    weights = next(filter(None, (saved, *(r.get("weights") for r in found[1:]))), None)
     for f, r in zip(files[1:], found[1:]):
-        records.check_weights(r, weights, f, name)
+        records.check_weights(r, weights, f, f"{spec.network}, K = {spec.K}, {spec.iterations:,} iterations")
     return found
 
 

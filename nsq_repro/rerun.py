@@ -59,7 +59,7 @@ def find_network(
     """The network a curve belongs to. Another training of the same spec is not it.
     Raises ValueError where a file was changed, or is another network's."""
     folder = records.home() / "runs" / f"train-{row['train_hash']}"
-    if (folder / "record.json").exists():
+    if (folder / "model.safetensors").exists():
         trained = records.load_record(folder / "record.json", row["train_hash"])
         path = folder / "model.safetensors"
     else:

@@ -261,7 +261,7 @@ def check_runs(
                 packed, folders = [], []  # another run of the same spec, which another record is from
             there += bool(files or packed)
             try:
-                found = {str(p): records.load_record(p, name) for p in files}
+                found = {str(p): records.load_record(p, name, partly=True) for p in files}
                 found |= {f"the archive's {f}": r for f, r in zip((f for f in folders if f in texts), packed)}
                 for where, r in found.items():
                     if r["digest"] != digest:

@@ -128,7 +128,8 @@ def fast_copy(
 ):  # the same, with everything behind the layer in bfloat16
     "A network to search on; the layer itself stays in full precision."
     F, S = taken_apart(model)
-    return (SoftQuantNet(InBfloat16(F), S) if S else InBfloat16(F)).eval()
+    F = InBfloat16(folded(F))
+    return (SoftQuantNet(F, S) if S else F).eval()
 
 # %% ../nbs/suite.ipynb #wc014559
 def search_precision(

@@ -603,7 +603,7 @@ def train(
     if compute:
         record = records.cached(key, "train", work, refresh, ("model.safetensors",), spare=("state.safetensors",))
     else:
-        record = records.load_run(key, "train", f"the network {spec.model}")
+        record = records.load_run(key, "train", f"the network {spec.model}", ("model.safetensors",))
     model, _ = load_checkpoint(records.run_file(key, "train", "model.safetensors"), device)
     return model.eval(), record
 
@@ -627,9 +627,11 @@ def _trained(spec, data, device, folder, progress, save_every, start):
 
 def _made_by(begun, iteration, device):
     "Which code on which machine made which iterations: one part for each process that differs from the one before."
-    names, now = ("commit", "dirty", "device", "threads", "versions"), records.provenance(device)
+    names, now = records.MADE_BY, records.provenance(device)
     first = {**dict.fromkeys(names), "iterations": [0, begun["iteration"]]}  # of a state that does not say
     parts = list(begun.get("parts", [first] if begun["iteration"] else []))
+    if parts and iteration == begun["iteration"]:
+        return parts
     same = parts and all(parts[-1][k] == now[k] for k in names)
     since = parts.pop()["iterations"][0] if same else begun["iteration"]
     return [*parts, {**{k: now[k] for k in names}, "iterations": [since, iteration]}]

@@ -170,7 +170,8 @@ def run(
     for name, spec in wanted.items():
         key = train_key(spec, fit.fingerprint)
         content = {"model": key, "data": data.fingerprint, **plan.attack(), "seed": p.seed}
-        if q.compute or all(run_file(c, kind).exists() for c, kind in ((key, "train"), (content, "variant"))):
+        there = run_file(key, "train", "model.safetensors"), run_file(content, "variant")
+        if q.compute or all(f.exists() for f in there):
             net, trained[name] = train(spec, fit, p.device, compute=q.compute)
             arguments = (net, key, data, plan, again)
             cell = measurement("variant", content, attacked, *arguments, **how)
