@@ -242,6 +242,25 @@ def test_verify_follows_the_chain_into_the_archive(home):
     assert any("the archive's eval-" in p for p in problems(figure(home)))
 
 
+def test_a_training_without_its_network_is_restored_and_verified(home, capsys):
+    "Networks of grids do not travel; what was measured of them does."
+    kept = records.load_record(next((home / "figures/smoke/weights").glob("*nsq.json")))
+    name = kept["training"]["hash"]
+    travelled(home)
+    shutil.move(home / "figures/smoke/weights", home / "elsewhere")
+    assert cli.main(["restore", "--scale", "smoke"]) == 0
+    out = capsys.readouterr().out
+    assert f"{len(list(home.glob('runs/train-*')))} are trainings without their networks" in out
+    assert not results.check_file(figure(home))["problems"] and not list(home.glob("runs/*/model.safetensors"))
+    row = next(r for r in json.loads(figure(home).read_text())["evaluations"] if r["train_hash"] == name)
+    assert rerun.find_network(row, "smoke") is None
+    with pytest.raises(FileNotFoundError, match="not there yet"):
+        training.train(training.TrainSpec(**kept["spec"]), load("digits", "train"), compute=False)
+    shutil.move(home / "elsewhere", home / "figures/smoke/weights")
+    assert cli.main(["restore", "--scale", "smoke"]) == 0 and "without their" not in capsys.readouterr().out
+    assert rerun.find_network(row, "smoke") is not None
+
+
 def test_a_changed_archive_is_refused(home, capsys):
     travelled(home)
     path = archive.archive_path("smoke")
