@@ -78,13 +78,19 @@ def fig_effects(
 DASHED = (0, (3.2, 1.6))
 
 
+def _nothing_proven(low):
+    "Whether no image is proven at any radius above 0. Then 0 is the lower bound, on whatever images."
+    return not any(a for e, a in zip(low["eps"], low["accuracy"]) if e)
+
+
 def _bracket_panel(ax, top, low, kind, unit):
     "One model: what attacks left, what is proven, and the area between."
+    tried, low = low, None if low and _nothing_proven(low) else low
     top = first_images(top, low["n"]) if low else top  # one set of images for both
     x, percent = np.asarray(top["eps"]) * unit, lambda s, k="accuracy": 100 * np.asarray(s[k])
-    if low:
+    if tried:
         unknown = dict(facecolor="none", edgecolor="#C8C8C8", hatch="////", lw=0)
-        ax.fill_between(x, percent(low), percent(top), **unknown)
+        ax.fill_between(x, percent(low) if low else 0, percent(top), **unknown)
     for s, line, filled in ((top, "-", True), (low, DASHED, False)):
         if s:
             ax.fill_between(x, percent(s, "low"), percent(s, "high"), color=kind["color"], alpha=0.16, lw=0)
@@ -116,15 +122,19 @@ def fig_bracket(
         lowest.set_xlabel("$\\varepsilon$ (grey levels of 255)" if unit == 255 else "$\\varepsilon$")
         lowest.tick_params(labelbottom=True)
     proven = [s for s in record["series"] if s["accounting"] == "certified"]
-    few = [s for s in proven if s["n"] != found[s["model"], "attacked"]["n"]]
+    none = [s for s in proven if _nothing_proven(s)]
+    few = [s for s in proven if s not in none and s["n"] != found[s["model"], "attacked"]["n"]]
     handles: list = [Line2D([], [], color=GREY, marker="o", mew=0, label="no attack broke it (upper bound)")]
-    if proven:
+    if len(proven) > len(none):
         proof = Line2D([], [], color=GREY, ls=DASHED, marker="o", mfc="white", label="proven (lower bound)")
         handles.append(proof)
+    if proven:
         handles.append(Patch(facecolor="none", edgecolor="#C8C8C8", hatch="////", label="not known"))
     fig.legend(handles=handles, loc="outside upper center", ncols=3, borderaxespad=0.2)
-    names = ", ".join(LABELS[s["model"]] for s in few)
-    fewer = f" Both sides on the first {few[0]['n']} images for {names}." if few else ""
+    names = lambda some: ", ".join(LABELS[s["model"]] for s in some)
+    fewer = f" Both sides on the first {few[0]['n']} images for {names(few)}." if few else ""
+    tried = ", ".join(f"{LABELS[s['model']]} ({s['n']:,} images tried)" for s in none)
+    fewer += f" Nothing is proven of {tried}." if none else ""
     footnote(fig, f"{caption(record)} Union of all attacks, image by image; bands: 95 % Wilson intervals.{fewer}")
     return fig
 
