@@ -312,6 +312,7 @@ def arithmetic(
 ) -> tuple[dict, list]:  # rows of four tables: zero, gradients, moves, searches; (model, run)s
     "Zero gradients for every model and ε; PGD with four gradients, crossings and searches for those looked at closely."
     data, how = test.subset(plan.few), dict(steps=plan.steps, step_size=p.attacks[0].step_size)
+    draw = dict(draws=64, seed=p.seed)
     x, y, asked, cells = data.floats(device=p.device), data.y.to(p.device), [], []
     for m, e in ((m, e) for m in nets for e in plan.suite_radii):
         content = {"model": keys[m], "data": data.fingerprint, "eps": e}
@@ -319,7 +320,7 @@ def arithmetic(
         asked.append(("zero", {"model": m, "eps": e, "n": len(y)}))
         if layer_of(nets[m]) and m in plan.closely:
             cells.append(measurement("gradients", content | how, gradient_table, nets[m], x, y, e, **how))
-            cells.append(measurement("crossing", content, crossing_moves, nets[m], x, y, e, seed=p.seed))
+            cells.append(measurement("crossing", content | draw, crossing_moves, nets[m], x, y, e, **draw))
             asked += [(table, {"model": m, "eps": e}) for table in ("gradients", "moves")]
     half, few, e = max(plan.few // 2, 1), max(plan.steps * 2 // 5, 4), plan.suite_radii[-1]
     for m in (m for m in nets if m in plan.closely):

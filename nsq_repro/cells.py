@@ -257,7 +257,10 @@ def made_from(
     model: str,  # whose
     runs: list[dict],  # records, or their `origin`
 ) -> dict:  # part, model, kinds (folders), hashes and digests, commits, seconds and cpu_seconds of all
-    "Which run files a part of a record comes from."
+    "Which run files a part of a record comes from. Raises ValueError where two have one name: archives go by names."
+    names = Counter(name for name, _ in {(r["hash"], r["digest"]) for r in runs})
+    if twice := [name for name, n in names.items() if n > 1]:
+        raise ValueError(f"{part} of {model} has two runs called {twice[0]}; what names them must differ")
     runs = sorted(runs, key=lambda r: (r["kind"], r["hash"]))
     parts = lambda r: r["provenance"].get("parts", [r["provenance"]])  # of a file that several processes made
     commits = Counter(made for r in runs for made in {(p["commit"], p["dirty"]) for p in parts(r)})
