@@ -81,8 +81,9 @@ def test_figures_have_a_label_a_caption_and_a_text(name):
         assert re.search(r"^#\| label: *fig-", source, re.M), f"a figure without a label in\n{source}"
         for option in ("fig-cap", "fig-alt"):
             assert re.search(rf"^#\| {option}: *\S", source, re.M), f"a figure without {option} in\n{source}"
-        named = re.search(r"""results\.figure\(\s*['"]([\w-]+)""", source)
-        run = not named or any((NBS.parent / "figures").glob(f"*/{named[1]}.json"))  # what was never run has no picture
+        named = re.search(r"""results\.figure\(\s*(name\()?['"]([\w-]+)""", source)
+        files = f"*/{'*-' if named[1] else ''}{named[2]}.json" if named else "**/*.json"
+        run = any((NBS.parent / "figures").glob(files))  # what was never run has no picture
         assert drawn or not run, f"no picture in the outputs of\n{source}"
 
 
