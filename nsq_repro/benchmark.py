@@ -23,18 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import cifar, experiments, mnist, records
-from nsq_repro.attacks import (
-    LOSSES,
-    SETTINGS,
-    as_found,
-    full_precision,
-    layer_of,
-    loss_gradient,
-    margin,
-    pgd,
-    surrogate,
-)
+from . import attacks, cifar, experiments, mnist, records
+from .attacks import LOSSES, SETTINGS, as_found, layer_of, loss_gradient, margin, pgd, surrogate
 from .cells import Cell, made_from
 from .certificates import certify
 from .data import Dataset, available, load
@@ -583,7 +573,7 @@ def networks(
     return nets, keys
 
 # %% ../nbs/benchmark.ipynb #be0639a0
-@full_precision
+@attacks.full_precision
 def measured(
     name: str,  # of WORKLOADS
     b: Bench,  # what it works on

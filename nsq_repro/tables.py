@@ -622,7 +622,7 @@ def arithmetic_table(
         ]
     )
 
-
+# %% ../nbs/tables.ipynb #48c225fc
 def _searches(record):
     "The box attack by the precision of its searches."
     rows = [
