@@ -372,7 +372,7 @@ def fig_capacity(
                 x, v, low, high = (np.array([r[k] for r in own]) for k in ("weights", "accuracy", "low", "high"))
                 how = dict(color=color, ls="-" if i else DASHED, lw=1 + 0.5 * i, marker="o", ms=3.2)
                 ax.errorbar(x, v, yerr=[v - low, high - v], **how, elinewidth=0.7, mfc=color if i else "white")
-        for p in (p for p in printed if abs(p["eps"] - e) < 1e-6):
+        for p in (p for p in printed if abs(p.get("eps", -1) - e) < 1e-6):
             ax.plot(weights, p["value"], marker="d", ms=7, mfc="none", mec=ATTACK_COLORS[p["setting"]], ls="none")
         title = f"$\\varepsilon$ = {eps_text(e, record['eps_unit'])}"
         ax.set(title=title, xscale="log", ylim=(0, 100), xlabel="weights")
