@@ -211,9 +211,10 @@ def test_cells_run_one_by_one_and_the_last_one_draws(home, tmp_path):
         and "photographs" in (folder / "parameter-effects.md").read_text()
     )
     assert not missing(home)
+    decomposition_follows_from_the_records(home)
 
 
-def test_decomposition_follows_from_the_records(home):
+def decomposition_follows_from_the_records(home):
     "Effects again, from the evaluation records alone and image by image."
     record = records.load_json(next(home.glob("figures/smoke/parameter_study-*/parameter-study.json")))
     found = {}
