@@ -156,7 +156,7 @@ PRESETS = {
         budgets={"pgd": (0.25,), "nsq": (0.5,)}, n_hard=1000, few=1000, steps=100,
     ),
 }  # fmt: skip
-OWN = {  # what an experiment changes: linear bounds of a residual network on 3,072 values take up to 13 s an image
+OWN = {  # what an experiment changes: linear bounds of a residual network on 3,072 values take long
     ("cpu", "cifar"): dict(
         n_suite=100, proof=dict(method="crown", gain=1.25),
         boxes=(8, 4, 1, 1, 1), boxes_others=1, n_proof=20, n_hard=100,

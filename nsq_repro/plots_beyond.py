@@ -131,8 +131,8 @@ def fig_bracket(
     if proven:
         handles.append(Patch(facecolor="none", edgecolor="#C8C8C8", hatch="////", label="not known"))
     fig.legend(handles=handles, loc="outside upper center", ncols=3, borderaxespad=0.2)
-    names = lambda some: ", ".join(LABELS[s["model"]] for s in some)
-    fewer = f" Both sides on the first {few[0]['n']} images for {names(few)}." if few else ""
+    names = ", ".join(LABELS[s["model"]] for s in few)
+    fewer = f" Both sides on the first {few[0]['n']} images for {names}." if few else ""
     tried = ", ".join(f"{LABELS[s['model']]} ({s['n']:,} images tried)" for s in none)
     fewer += f" Nothing is proven of {tried}." if none else ""
     footnote(fig, f"{caption(record)} Union of all attacks, image by image; bands: 95 % Wilson intervals.{fewer}")

@@ -1041,14 +1041,14 @@ def fair_sentence(
 # %% ../nbs/tables.ipynb #90f23c9f
 def capacity_rows(
     record: dict,  # of `capacity.capacity_record`
-) -> list[dict]:  # network, weights, iterations, seconds, clean (%), eps, attack, accuracy, low, high (%), n
+) -> list[dict]:  # network, weights, iterations, cpu_seconds, clean (%), eps, attack, accuracy, low, high (%), n
     "What each network keeps under each attack."
     rows, percent = [], lambda v: round(100 * v, 2)
     for c in record["cells"]:
         training = c["training"]
         clean = next(s["accuracy"][s["eps"].index(0.0)] for s in c["series"])
         what = {k: c[k] for k in ("network", "iterations")} | {"weights": training["parameters"]}
-        what |= {"seconds": training["seconds"], "clean": percent(clean)}
+        what |= {"cpu_seconds": training["cpu_seconds"], "clean": percent(clean)}
         for e in record["attack"]["eps"]:
             for s in c["series"]:
                 ends = {k: percent(s[k][s["eps"].index(e)]) for k in ("accuracy", "low", "high")}
@@ -1066,10 +1066,10 @@ def capacity_table(
     cells, unit = {}, record["eps_unit"]
     for r in capacity_rows(record):
         head = {k: r[k] for k in ("network", "weights", "iterations", "clean")}
-        head |= {"minutes": round(r["seconds"] / 60, 1), "eps": eps_text(r["eps"], unit)}
+        head |= {"minutes": round(r["cpu_seconds"] / 60, 1), "eps": eps_text(r["eps"], unit)}
         row = cells.setdefault((r["network"], r["iterations"], r["eps"]), head)
         row[r["attack"]] = f"{r['accuracy']:.1f} ({r['low']:.1f}–{r['high']:.1f})"
-    columns = {"network": "network", "weights": "weights", "iterations": "iterations", "minutes": "training, min"}
+    columns = {"network": "network", "weights": "weights", "iterations": "iterations", "minutes": "training, processor min"}
     columns |= {"clean": "clean, %", "eps": "ε", **{k: f"{v}, %" for k, v in SETTING_LABELS.items()}}
     return f"{table_markdown(list(cells.values()), columns)}\n\n{capacity_sentence(record)} {caption(record)}"
 
