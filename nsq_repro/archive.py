@@ -125,7 +125,7 @@ def restore(
         missing = [f for f in needed if not path.with_name(f).exists()]
         if missing == ["model.safetensors"] and network and records.file_digest(network) == needed[missing[0]]:
             records.atomic_write(path.with_name("model.safetensors"), network.read_bytes())
-            there = missing = False
+            there, missing = False, []
         if not path.exists():
             records.atomic_write(path, text)
             records.load_record(path, partly=bool(missing))

@@ -1069,7 +1069,7 @@ def capacity_table(
         head |= {"minutes": round(r["cpu_seconds"] / 60, 1), "eps": eps_text(r["eps"], unit)}
         row = cells.setdefault((r["network"], r["iterations"], r["eps"]), head)
         row[r["attack"]] = f"{r['accuracy']:.1f} ({r['low']:.1f}–{r['high']:.1f})"
-    columns = {"network": "network", "weights": "weights", "iterations": "iterations", "minutes": "training, processor min"}
+    columns = {k: k for k in ("network", "weights", "iterations")} | {"minutes": "training, processor min"}
     columns |= {"clean": "clean, %", "eps": "ε", **{k: f"{v}, %" for k, v in SETTING_LABELS.items()}}
     return f"{table_markdown(list(cells.values()), columns)}\n\n{capacity_sentence(record)} {caption(record)}"
 
