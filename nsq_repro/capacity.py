@@ -40,10 +40,11 @@ GRIDS = {  # networks, lengths in iterations, images, radii, steps of the box at
 PRESETS = {}
 for _scale, (_networks, _lengths, _n, _radii, _box, _precision) in GRIDS.items():
     PRESETS[_scale] = {
-        **{k: v for k, v in cifar.PRESETS[_scale].items() if k not in ("levels", "alphas")}, "models": ("nsq",),
-        "losses": ("ce",), "networks": _networks, "lengths": _lengths, "network": None, "n_test": _n,
-        "eps": (0.0, *(e / 255 for e in _radii)), "box": box_attack(_box), "precision": _precision,
+        **{k: v for k, v in cifar.PRESETS[_scale].items() if k not in ("levels", "alphas", "precision")},
+        "models": ("nsq",), "losses": ("ce",), "networks": _networks, "lengths": _lengths, "network": None,
+        "n_test": _n, "eps": (0.0, *(e / 255 for e in _radii)), "box": box_attack(_box), "search": _precision,
     }
+PRESETS["cpu"]["training"] = {"nsq": cifar.FAST}
 
 # %% ../nbs/capacity.ipynb #f12a8736
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def box_content(
 ) -> dict:  # JSON values
     "What names the box attack on a cell."
     preset = PRESETS[p.scale]
-    box = {"attacks": [a.spec() for a in preset["box"]], "precision": preset["precision"], "seed": p.seed}
+    box = {"attacks": [a.spec() for a in preset["box"]], "precision": preset["search"], "seed": p.seed}
     return {"model": key, "data": test.fingerprint, "eps": [e for e in p.attacks[0].eps if e], **box}
 
 # %% ../nbs/capacity.ipynb #e0b320b0
@@ -102,7 +103,7 @@ def box_record(
     def compute(folder):
         x, y = test.floats(device=p.device), test.y.to(p.device)
         clean = judged(net, x, x, y, 0.0).correct.cpu().numpy()
-        how: dict = dict(seed=p.seed, device=p.device, precision=preset["precision"], refresh=refresh)
+        how: dict = dict(seed=p.seed, device=p.device, precision=preset["search"], refresh=refresh)
         radii = tuple(content["eps"])
         start = {e: clean for e in radii}
         found = cascade({"nsq": net}, "nsq", {"nsq": key}, test, preset["box"], radii, start, workers=Workers(), **how)

@@ -294,7 +294,7 @@ def decide(
         there = ", ".join(preset["training"])
         raise ValueError(f"models={', '.join(missing)}: {name} has no training for it; there are {there}")
     layer = {"K": p["K"], "alpha": float(p["alpha"]), "noise": float(p["noise"])}
-    asked = {k: p[k] for k in ("network", "iterations") if p.get(k) is not None}
+    asked = {k: p[k] for k in ("network", "iterations", "precision") if p.get(k) is not None}
     fits = tuple(recipe(m, **layer, seed=q.seed, **{**preset["training"][m], **asked}) for m in p["models"])
     pairs = [(s, loss) for s in p["settings"] for loss in p["losses"]]
     how = dict(steps=p["steps"], step_size=p["step_size"], seed=q.seed, n_test=p["n_test"])
