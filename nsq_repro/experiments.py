@@ -373,6 +373,7 @@ def run_protocol(
     if compute:
         records.check_space(records.home() / "runs", needed)
     specs = [t for t in protocol.train if compute or there(t)]
+    _say_if_slow([t for t in specs if refresh or not there(t)], device)
     for spec in specs:
         how: dict = dict(held_out=test_data, compute=compute)
         nets[spec.model], record = train(spec, train_data, device, refresh, progress, **how)
@@ -389,6 +390,14 @@ def run_protocol(
             bar.set_postfix_str(f"{m} {a.setting} {a.loss}")
             evaluated.append(evaluate(nets[m], keys[m], test_data, a, device, refresh, on_batch=bar.update))
     return nets, trained, evaluated
+
+
+def _say_if_slow(specs, device):
+    "A line where trainings in bfloat16 would take many times as long as in float32."
+    from .suite import search_precision
+
+    if any(t.precision == "bf16" for t in specs) and search_precision(device) == "fp32":
+        tqdm.write("some trainings are in bfloat16, for which this processor has no instructions: they take long")
 
 # %% ../nbs/experiments.ipynb #cb9e7d65
 def progress_rows(

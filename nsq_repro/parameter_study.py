@@ -36,7 +36,8 @@ SMALLER = {
 PRESETS = {
     scale: {
         **{k: v for k, v in preset.items() if k not in ("levels", "precision")},
-        "models": ("nsq",), "settings": ("bpda",), "Ks": GRIDS[scale][0], "alphas": GRIDS[scale][1], **SMALLER.get(scale, {}),
+        "models": ("nsq",), "settings": ("bpda",), "Ks": GRIDS[scale][0], "alphas": GRIDS[scale][1],
+        **SMALLER.get(scale, {}),
     }
     for scale, preset in cifar.PRESETS.items()
 }

@@ -288,6 +288,19 @@ def test_held_out_images_are_attacked_and_not_trained_on(tmp_path, monkeypatch):
     assert (ok == right.numpy()).all()
 
 
+def test_trainings_may_be_in_float32_and_slow_ones_are_announced(tmp_path, monkeypatch, capsys):
+    "bfloat16 without instructions for it takes many times as long: a line says so, and there is another way."
+    monkeypatch.setenv("NSQ_HOME", str(tmp_path))
+    asked = cifar.protocol(scale="cpu", device="cpu", precision="fp32", models="natural,pgd")
+    assert [t.precision for t in asked.train] == ["fp32"] * 2 and "precisionfp32" in asked.variant
+    assert {t.precision for t in cifar.protocol(scale="cpu", device="cpu").train} == {"bf16"}
+    monkeypatch.setattr("nsq_repro.suite.search_precision", lambda device: "fp32")
+    little = dict(scale="smoke", device="cpu", models="natural", n_test=10, steps=1, eps="8/255", iterations=1)
+    for precision, said in (("fp32", False), ("bf16", True), ("bf16", False)):  # the last is there already
+        cifar.run(**little, precision=precision)
+        assert ("no instructions" in "".join(capsys.readouterr())) == said
+
+
 def test_recipes_of_mnist_keep_their_names():
     "Fields that were added to the spec since do not rename what is trained already."
     fingerprint = "9098c74ff66846a5"  # of MNIST's training images
