@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PARTS', 'COMMON', 'PRESETS', 'PEERS', 'DISTRIBUTIONS', 'FUNCTIONS', 'WORKLOADS', 'QUESTION', 'experiment', 'AIMS',
            'LARGEST_SHARE', 'TWO_RUNS', 'Parameters', 'Plan', 'plan', 'in_turns', 'ratio', 'peers', 'versions', 'Bench',
-           'step', 'same_images', 'library_run', 'plain', 'larger_networks', 'kept_photo_networks', 'larger',
-           'library_curve', 'curve', 'library_standard', 'standard', 'certificates', 'training', 'saved_tensors',
-           'layer', 'growth', 'networks', 'measured', 'run', 'benchmark_record', 'comparisons', 'benchmark_table',
-           'story', 'benchmark_words', 'benchmark_rows', 'items']
+           'step', 'same_images', 'library_run', 'pgd_ways', 'plain', 'larger_networks', 'kept_photo_networks',
+           'larger', 'library_curve', 'curve', 'library_standard', 'standard', 'certificates', 'training',
+           'saved_tensors', 'layer', 'growth', 'networks', 'measured', 'run', 'benchmark_record', 'comparisons',
+           'benchmark_table', 'story', 'benchmark_words', 'benchmark_rows', 'items']
 
 # %% ../nbs/benchmark.ipynb #be006cd0
 import resource
@@ -39,7 +39,7 @@ from nsq_repro.experiments import (
     read,
     variant_name,
 )
-from .networks import NETWORKS, build
+from .networks import NETWORKS, build, weights_digest
 from .reliability import cpu_flags
 from .suite import fast_copy, search_precision, searcher
 from .training import time_per_iteration, train, train_key
@@ -281,6 +281,19 @@ def library_run(
     return found
 
 
+def pgd_ways(
+    net: nn.Module,  # network
+    x: Tensor,  # (N, C, H, W) images
+    y: Tensor,  # (N,) labels
+    p: Plan,  # at, steps, step_size
+    loss: str,  # 'ce' or 'cw'
+) -> dict:  # name → function without arguments that gives (N, C, H, W)
+    "PGD from the image itself, last iterate: here, here without leaving out steps, and by each library."
+    ours = lambda skip: pgd(net, x, y, p.at, p.steps, p.step_size, loss, random_start=False, skip_cycles=skip).x_last
+    theirs = {k: lambda f=f: library_run(f, net, x, y, p, loss) for k, f in peers().items()}
+    return {"here": lambda: ours(None), "every step": lambda: ours(False), **theirs}
+
+
 def plain(
     b: Bench,
 ) -> list[dict]:  # rows: model, loss
@@ -288,12 +301,7 @@ def plain(
     (x, y), rows, p = b.images(b.p.n), [], b.p
     for name, net in b.nets.items():
         for loss in p.losses:
-            ours = lambda skip, net=net, loss=loss: (
-                pgd(net, x, y, p.at, p.steps, p.step_size, loss, random_start=False, skip_cycles=skip).x_last
-            )
-            ways = {"here": lambda f=ours: f(None), "every step": lambda f=ours: f(False)}
-            ways |= {k: lambda f=f, net=net, loss=loss: library_run(f, net, x, y, p, loss) for k, f in peers().items()}
-            row = in_turns(ways, p.rounds, same_images)
+            row = in_turns(pgd_ways(net, x, y, p, loss), p.rounds, same_images)
             rows.append({"workload": "pgd", "model": name, "loss": loss, "n": p.n, **row})
     return rows
 
@@ -322,10 +330,10 @@ def larger_networks(
 
 def kept_photo_networks(
     scale: str,  # 'smoke', 'cpu' or 'paper'
-) -> dict:  # model → digest of its file; nothing where none lies there
+) -> dict:  # model → digest of its weights; nothing where none lies there
     "Which networks `larger` finds beside the figures."
-    files = {m: records.figure_dir(scale) / "weights" / f"cifar-{m}.safetensors" for m in ("natural", "nsq")}
-    return {m: records.file_digest(f) for m, f in files.items() if f.exists()}
+    there = {m: f"cifar-{m}" for m in ("natural", "nsq") if f"cifar-{m}" in kept_networks(scale)}
+    return {m: weights_digest(load_model(name, scale).state_dict()) for m, name in there.items()}
 
 
 def _untrained(name):
@@ -349,14 +357,8 @@ def larger(
             y = net(x).argmax(1) if y is None else y
         told = {"workload": "larger", "model": name, "on": on, "n": len(x)}
         for loss in p.losses:
-            ours = lambda skip, net=net, x=x, y=y, how=how, loss=loss: (
-                pgd(net, x, y, how.at, how.steps, how.step_size, loss, random_start=False, skip_cycles=skip).x_last
-            )
-            ways = {"here": lambda f=ours: f(None)}
-            ways |= {
-                k: lambda f=f, net=net, x=x, y=y, how=how, loss=loss: library_run(f, net, x, y, how, loss)
-                for k, f in peers().items()
-            }
+            ways = pgd_ways(net, x, y, how, loss)
+            del ways["every step"]
             rows.append({**told, "loss": loss, "steps": how.steps, **in_turns(ways, p.rounds, same_images)})
         kinds = {"float32": net, "search": searcher(net, "auto", p.device)}
         ways = {k: lambda f=f, x=x, y=y: loss_gradient(f, x, y)[1] for k, f in kinds.items()}
