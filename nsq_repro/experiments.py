@@ -394,7 +394,7 @@ def run_protocol(
 
 def _say_if_slow(specs, device):
     "A line where trainings in bfloat16 would take many times as long as in float32."
-    from .suite import search_precision
+    from nsq_repro.suite import search_precision
 
     if any(t.precision == "bf16" for t in specs) and search_precision(device) == "fp32":
         tqdm.write("some trainings are in bfloat16, for which this processor has no instructions: they take long")
