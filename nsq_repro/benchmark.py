@@ -267,7 +267,7 @@ def spans(
     least: float = 0.003,  # shorter ones are left out: share of the whole
 ) -> list:  # [operation, how many others it is inside of, begin, end], in ms from the first
     "Operations inside operations, as a flame graph has them."
-    events = list(seen.function_events)
+    events = list(seen.function_events or ())
     first, last = min(e.time_range.start for e in events), max(e.time_range.end for e in events)
     depth = lambda e: 0 if e.cpu_parent is None else 1 + depth(e.cpu_parent)
     long = [e for e in events if e.time_range.end - e.time_range.start >= least * (last - first)]
