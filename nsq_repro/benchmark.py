@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'COMMON', 'PRESETS', 'PEERS', 'DISTRIBUTIONS', 'FUNCTIONS', 'WORKLOADS', 'QUESTION', 'experiment', 'AIMS',
            'LARGEST_SHARE', 'TWO_RUNS', 'Parameters', 'Plan', 'plan', 'in_turns', 'ratio', 'peers', 'versions', 'Bench',
-           'step', 'same_images', 'library_run', 'pgd_ways', 'plain', 'larger_networks', 'kept_photo_networks',
+           'step', 'spans', 'same_images', 'library_run', 'pgd_ways', 'plain', 'larger_networks', 'kept_photo_networks',
            'larger', 'library_curve', 'curve', 'library_standard', 'standard', 'certificates', 'training',
            'saved_tensors', 'layer', 'growth', 'networks', 'measured', 'run', 'benchmark_record', 'comparisons',
            'benchmark_table', 'story', 'benchmark_words', 'benchmark_rows', 'items']
@@ -231,7 +231,7 @@ def _settings(net):
 # %% ../nbs/benchmark.ipynb #be03cef4
 def step(
     b: Bench,
-) -> list[dict]:  # a row for each network; profile: [operation, share of the time] of float32 and bfloat16
+) -> list[dict]:  # a row for each network; profile: [operation, share of the time], and spans, of float32 and bfloat16
     "A gradient in each of several ways."
     (x, y), rows = b.images(b.p.n), []
     for name, net in b.nets.items():
@@ -240,19 +240,40 @@ def step(
         points = {"float32": (net, x), "channels last": (apart, wide), "bfloat16": (fast, x)}
         ways = {k: lambda f=f, v=v: loss_gradient(f, v, y)[1] for k, (f, v) in points.items()}
         row = in_turns(ways, b.p.rounds)
-        profile = {k: _profile(ways[k]) for k in ("float32", "bfloat16")}
-        rows.append({"workload": "step", "model": name, "n": b.p.n, "profile": profile, **row})
+        seen = {k: _profiled(ways[k], b.p.rounds) for k in ("float32", "bfloat16")}
+        told = {"profile": {k: _profile(s) for k, s in seen.items()}, "spans": {k: spans(s) for k, s in seen.items()}}
+        rows.append({"workload": "step", "model": name, "n": b.p.n, **told, **row})
     return rows
 
 
-def _profile(f):
+def _profiled(f, rounds):
+    "What PyTorch's profiler saw of the fastest of some calls."
+    every = [torch.autograd.profiler.profile(use_kineto=False) for _ in range(rounds)]
+    for seen in every:
+        with seen:
+            f()
+    return min(every, key=lambda seen: seen.self_cpu_time_total)
+
+
+def _profile(seen):
     "Operations and their share of the time, the five dearest first."
-    seen = torch.autograd.profiler.profile(use_kineto=False)
-    with seen:
-        f()
     events = sorted(seen.key_averages(), key=lambda e: -e.self_cpu_time_total)
     total = sum(e.self_cpu_time_total for e in events)
     return [[e.key, round(e.self_cpu_time_total / total, 4)] for e in events[:5]]
+
+
+def spans(
+    seen: torch.autograd.profiler.profile,  # of one call
+    least: float = 0.003,  # shorter ones are left out: share of the whole
+) -> list:  # [operation, how many others it is inside of, begin, end], in ms from the first
+    "Operations inside operations, as a flame graph has them."
+    events = list(seen.function_events or ())
+    first, last = min(e.time_range.start for e in events), max(e.time_range.end for e in events)
+    depth = lambda e: 0 if e.cpu_parent is None else 1 + depth(e.cpu_parent)
+    long = [e for e in events if e.time_range.end - e.time_range.start >= least * (last - first)]
+    ms = lambda t: round((t - first) / 1000, 4)
+    name = lambda e: e.name.removeprefix("autograd::engine::evaluate_function: ").split("::")[-1]
+    return [[name(e), depth(e), ms(e.time_range.start), ms(e.time_range.end)] for e in long]
 
 # %% ../nbs/benchmark.ipynb #be040cd2
 def same_images(
@@ -829,6 +850,9 @@ def items():
             "benchmark",
             draw=lambda r: plots_beyond.fig_benchmark(r, comparisons(r)),
             cell="benchmark.ipynb#fig-benchmark",
+        ),
+        Item(
+            "benchmark-flame", draw=plots_beyond.fig_flame, of="benchmark", cell="benchmark.ipynb#fig-benchmark-flame"
         ),
         Item("benchmark-values", table=table, of="benchmark", cell="benchmark.ipynb#fig-benchmark"),
         Item("benchmark-words", words=benchmark_words, of="benchmark"),

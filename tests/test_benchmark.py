@@ -79,6 +79,10 @@ def test_each_workload_gives_its_rows(bench, part):
             assert len(r["found"]["torchattacks"]) == len(bench.p.eps)
         if part == "layer":
             assert r["saved"] == 1
+        for found in r.get("spans", {}).values():
+            inside = [(b, e) for _, depth, b, e in found if depth == 0]
+            assert any("Backward" in name for name, *_ in found) and inside == sorted(inside)
+            assert all(any(b <= b1 and e1 <= e for b, e in inside) for _, depth, b1, e1 in found if depth)
 
 
 def record(seconds, found, **more):
