@@ -378,9 +378,10 @@ def larger(
             y = net(x).argmax(1) if y is None else y
         told = {"workload": "larger", "model": name, "on": on, "n": len(x)}
         for loss in p.losses:
-            ways = pgd_ways(net, x, y, how, loss)
+            ways, begun = (pgd_ways(net, x, y, h, loss) for h in (how, replace(how, steps=2)))
             del ways["every step"]
-            rows.append({**told, "loss": loss, "steps": how.steps, **in_turns(ways, p.rounds, same_images)})
+            same = same_images({k: begun[k]() for k in ways})
+            rows.append({**told, "loss": loss, "steps": how.steps, **in_turns(ways, p.rounds), "found": same})
         kinds = {"float32": net, "search": searcher(net, "auto", p.device)}
         ways = {k: lambda f=f, x=x, y=y: loss_gradient(f, x, y)[1] for k, f in kinds.items()}
         norms = lambda f: sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in f.modules())
