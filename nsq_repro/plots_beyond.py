@@ -425,14 +425,15 @@ def fig_flame(
 ) -> Figure:
     "Operations of one gradient of the last network on a time axis, a panel for each precision."
     row = [r for r in record["rows"] if r["workload"] == "step"][-1]
-    fig, axes = plt.subplots(len(row["spans"]), 1, figsize=(7, 1.9 * len(row["spans"])), sharex=True, squeeze=False)
+    slow_first = sorted(row["spans"].items(), reverse=True)
+    fig, axes = plt.subplots(len(slow_first), 1, figsize=(7, 1.9 * len(slow_first)), sharex=True, squeeze=False)
     whole = max(end for found in row["spans"].values() for *_, end in found)
-    for ax, (precision, found) in zip(axes.flat, row["spans"].items()):
+    for ax, (precision, found) in zip(axes.flat, slow_first):
         for name, depth, begin, end in found:
             kind = next((k for k, parts in KINDS.items() if any(p in name.lower() for p in parts)), None)
             how: dict = dict(facecolor=TINTS.get(kind or "", GREY), alpha=0.75, edgecolor="white", lw=0.4)
             ax.broken_barh([(begin, end - begin)], (depth, 0.92), **how)
-            if end - begin > 0.011 * len(name) * whole:
+            if end - begin > 0.007 * len(name) * whole:
                 ax.text((begin + end) / 2, depth + 0.46, name, ha="center", va="center", fontsize=5.5, color="white")
         ax.set(title=precision, yticks=[], xlim=(0, whole))
         ax.spines["left"].set_visible(False)
