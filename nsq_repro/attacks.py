@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'GOLDEN', 'WRAPPERS', 'SETTINGS', 'margin', 'ce', 'cw', 'dlr', 'seeded_uniform', 'frozen', 'as_found',
-           'trying_out', 'full_precision', 'StraightThrough', 'taken_apart', 'layer_of', 'surrogate', 'image_range',
-           'check_number', 'finite', 'check_inputs', 'loss_gradient', 'fgsm', 'AttackResult', 'ball', 'uniform_start',
-           'Step', 'SignedSteps', 'loss_steps', 'end_of', 'check_starts', 'pgd']
+           'trying_out', 'full_precision', 'search_precision', 'StraightThrough', 'taken_apart', 'layer_of',
+           'surrogate', 'image_range', 'check_number', 'finite', 'check_inputs', 'loss_gradient', 'fgsm',
+           'AttackResult', 'ball', 'uniform_start', 'Step', 'SignedSteps', 'loss_steps', 'end_of', 'check_starts',
+           'pgd']
 
 # %% ../nbs/attacks.ipynb #8ab2bb51
 import functools
@@ -171,6 +172,16 @@ def full_precision(
             return attack(*map(plain, args), **{k: plain(v) for k, v in kwargs.items()})
 
     return run
+
+# %% ../nbs/attacks.ipynb #wc014559
+def search_precision(
+    device: str | torch.device = "cpu",  # torch device
+) -> str:  # 'bf16' or 'fp32'
+    "What gradients are computed in: bfloat16 where the device has instructions for it."
+    if torch.device(device).type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    there = (getattr(torch.cpu, f"_is_{kind}_supported", lambda: False) for kind in ("avx512_bf16", "amx_tile"))
+    return "bf16" if any(f() for f in there) else "fp32"
 
 # %% ../nbs/attacks.ipynb #0403779c
 class _PassThrough(torch.autograd.Function):

@@ -41,7 +41,7 @@ from nsq_repro.experiments import (
 )
 from .networks import NETWORKS, build, weights_digest
 from .reliability import cpu_flags
-from .suite import fast_copy, search_precision, searcher
+from .suite import fast_copy, searcher
 from .training import time_per_iteration, train, train_key
 from .weights import kept_networks, load_model
 from .worst_case import plain_worst_case, standard_verdict, worst_case
@@ -301,7 +301,7 @@ def library_run(
         net(found).argmax(1)
     return found
 
-
+# %% ../nbs/benchmark.ipynb #7cb236f1
 def pgd_ways(
     net: nn.Module,  # network
     x: Tensor,  # (N, C, H, W) images
@@ -385,7 +385,7 @@ def larger(
         kinds = {"float32": net, "search": searcher(net, "auto", p.device)}
         ways = {k: lambda f=f, x=x, y=y: loss_gradient(f, x, y)[1] for k, f in kinds.items()}
         norms = lambda f: sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in f.modules())
-        as_it_is = {"precision": search_precision(p.device), "folded": norms(kinds["search"]) < norms(net)}
+        as_it_is = {"precision": attacks.search_precision(p.device), "folded": norms(kinds["search"]) < norms(net)}
         rows.append({**told, "of": "gradient", **as_it_is, **in_turns(ways, p.rounds)})
     return rows
 
@@ -427,7 +427,7 @@ def curve(
         ours = fast("auto")
         missed = int((ours.correct & ~loop).any(0).sum())
         row["found"] |= {"plain loop": loop.sum(1).tolist()}
-        more = {"missed": missed, "passes": ours.passes, "precision": search_precision(p.device)}
+        more = {"missed": missed, "passes": ours.passes, "precision": attacks.search_precision(p.device)}
         rows.append({"workload": "curve", "model": name, "n": p.n_curve, "eps": list(p.eps), **more, **row})
     return rows
 

@@ -23,7 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import records
-from .attacks import LOSSES, SETTINGS
+from .attacks import LOSSES, SETTINGS, search_precision
 from .cells import Workers, made_from
 from .data import Dataset, load
 from .evaluation import AttackSpec, eval_key, evaluate, settings_of
@@ -394,8 +394,6 @@ def run_protocol(
 
 def _say_if_slow(specs, device):
     "A line where trainings in bfloat16 would take many times as long as in float32."
-    from nsq_repro.suite import search_precision
-
     if any(t.precision == "bf16" for t in specs) and search_precision(device) == "fp32":
         tqdm.write("some trainings are in bfloat16, for which this processor has no instructions: they take long")
 

@@ -294,7 +294,7 @@ def test_trainings_may_be_in_float32_and_slow_ones_are_announced(tmp_path, monke
     asked = cifar.protocol(scale="cpu", device="cpu", precision="fp32", models="natural,pgd")
     assert [t.precision for t in asked.train] == ["fp32"] * 2 and "precisionfp32" in asked.variant
     assert {t.precision for t in cifar.protocol(scale="cpu", device="cpu").train} == {"bf16"}
-    monkeypatch.setattr("nsq_repro.suite.search_precision", lambda device: "fp32")
+    monkeypatch.setattr("nsq_repro.experiments.search_precision", lambda device: "fp32")
     little = dict(scale="smoke", device="cpu", models="natural", n_test=10, steps=1, eps="8/255", iterations=1)
     for precision, said in (("fp32", False), ("bf16", True), ("bf16", False)):  # the last is there already
         cifar.run(**little, precision=precision)
