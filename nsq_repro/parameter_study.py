@@ -30,7 +30,7 @@ from nsq_repro.experiments import (
 # %% ../nbs/parameter_study.ipynb #d7ebad9e
 LEVELS = (2, 3, 4, 8, 16)
 GRIDS = {"smoke": ((2, 4), ALPHAS[:2]), "cpu": (LEVELS, ALPHAS), "paper": (LEVELS, ALPHAS)}  # K and α
-SMALLER = {"cpu": dict(iterations=2 * cifar.EPOCH, n_test=500, eps=tuple(e / 255 for e in (0, 2, 4, 8)))}
+SMALLER: dict = {"cpu": dict(iterations=2 * cifar.EPOCH, n_test=500, eps=tuple(e / 255 for e in (0, 2, 4, 8)))}
 SMALLER["cpu"]["training"] = {"nsq": cifar.FAST}
 PRESETS = {
     scale: {
