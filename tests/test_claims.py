@@ -319,6 +319,18 @@ def test_nothing_to_verify(tmp_path, monkeypatch, capsys):
     assert "verified 0 files" in said and "no records yet" in said
 
 
+def test_what_says_the_same_is_not_written_again(made, monkeypatch):
+    monkeypatch.setenv("NSQ_HOME", str(made))
+    path = records.figure_dir("cpu") / "claims.json"
+    clean = {**records.load_json(path), "provenance": {**records.load_json(path)["provenance"], "dirty": False}}
+    records.save_record(path, clean)
+    assert claims.save("cpu") == []
+    records.save_record(path, {**clean, "provenance": {**clean["provenance"], "dirty": True}})
+    assert path in claims.save("cpu")  # a clean commit may have made it by now
+    path.write_text("{")
+    assert path in claims.save("cpu")
+
+
 def test_links_lead_somewhere():
     "Every page a verdict links to has that label, if the page is there yet."
     cells = {r["cell"] for r in claims.claims_rows("cpu")} | {i.cell for i in results.items().values()} - {""}
