@@ -630,15 +630,20 @@ def _note(x_bad, ok_all, going, xt, ok):
     ok_all[going] &= ok
 
 # %% ../nbs/attacks.ipynb #ce80d82a
-def _run_path(walk, y, judge, skip_cycles):
-    "One restart."
+def _run_path(walk, y, judge, settles):
+    "One restart. `settles` says whether paths may be left where they repeat; it is asked when one does. None: never."
     x_last, x_bad = walk.x.clone(), walk.x.clone()
     ok_last, ok_all, before = torch.ones_like(y, dtype=torch.bool), torch.ones_like(y, dtype=torch.bool), None
     for s in walk:
         ok = judge.verdict(s.seen, y[s.index]) if judge.same else judge.look(s.x, y, s.index, ok_all)
         _note(x_bad, ok_all, s.index, s.x, ok)
-        if skip_cycles:
-            done, x_end, ok_end = _settled(before, s.x, s.new, ok, walk.left)
+        if settles is None:
+            continue
+        done, x_end, ok_end = _settled(before, s.x, s.new, ok, walk.left)
+        before = (s.x, ok)
+        if done.any() and not settles():
+            settles = None
+        elif done.any():
             x_last[s.index[done]], ok_last[s.index[done]] = x_end[done], ok_end[done]
             walk.keep(~done)
             before = (s.x[~done], ok[~done])
@@ -712,12 +717,12 @@ def pgd(
         f = surrogate(model, setting, x)
         same = setting != "bpda" or f is model
         # a judge looks at unbroken examples only, and paths on F alone do not settle
-        skip = by_itself and same and _deterministic(f, model, x)
+        settles = functools.cache(lambda: _deterministic(f, model, x)) if by_itself and same else None
         given = _project(x if x_start is None else x_start, bounds)
 
         def one(restart):
             start = uniform_start(x, e, index, seed, restart, bounds) if anew else given
             walk = loss_steps(f, start, y, bounds, steps, step_size, loss)
-            return _run_path(walk, y, _Judge(f if same else model, same), skip)
+            return _run_path(walk, y, _Judge(f if same else model, same), settles)
 
         return functools.reduce(_joined, map(one, range(restarts if anew else 1)))

@@ -611,6 +611,14 @@ def test_skipping_sees_noise_that_is_not_torchs():
     assert abs(kept[0] - kept[1]) <= 10
 
 
+def test_paths_that_do_not_repeat_cost_one_look_at_two_images():
+    net, seen = network(layer=False), []
+    x, y = images(net)
+    net.register_forward_hook(lambda module, given, logits: seen.append(len(logits)))
+    pgd(net, x, y, 0.2, 5, 1e-3, random_start=False)
+    assert seen == [2, *[len(x)] * 6]  # five gradients and the verdict on the last iterate
+
+
 # precision
 
 SWITCHES = {
