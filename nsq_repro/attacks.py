@@ -6,8 +6,8 @@
 __all__ = ['LOSSES', 'GOLDEN', 'WRAPPERS', 'SETTINGS', 'margin', 'ce', 'cw', 'dlr', 'seeded_uniform', 'frozen', 'as_found',
            'trying_out', 'full_precision', 'search_precision', 'StraightThrough', 'taken_apart', 'layer_of',
            'surrogate', 'image_range', 'check_number', 'finite', 'check_inputs', 'loss_gradient', 'fgsm',
-           'AttackResult', 'ball', 'uniform_start', 'Step', 'SignedSteps', 'loss_steps', 'end_of', 'check_starts',
-           'pgd']
+           'AttackResult', 'ball', 'uniform_start', 'Step', 'SignedSteps', 'cuda_graph', 'same_memory', 'CapturedSteps',
+           'loss_steps', 'end_of', 'check_starts', 'pgd']
 
 # %% ../nbs/attacks.ipynb #8ab2bb51
 import functools
@@ -552,13 +552,16 @@ class SignedSteps:
     def __next__(self) -> Step:
         if not self.left or not len(self.index):
             raise StopIteration
-        seen, g = self.direction(self.x, self.index)
+        step = Step(self.index, self.x, *self.work(self.x))
+        self.x, self.left = step.new, self.left - 1
+        return step
+
+    def work(self, x):
+        "What came with the gradient at x, the gradient, and where it leads."
+        seen, g = self.direction(x, self.index)
         all_there = len(self.index) == len(self.bounds[0])
         part = lambda t: t if all_there or not isinstance(t, Tensor) or not t.ndim else t[self.index]
-        new = _project(self.x + part(self.step_size) * g.sign(), tuple(map(part, self.bounds)))
-        step = Step(self.index, self.x, seen, g, new)
-        self.x, self.left = new, self.left - 1
-        return step
+        return seen, g, _project(x + part(self.step_size) * g.sign(), tuple(map(part, self.bounds)))
 
     def keep(
         self,
@@ -566,6 +569,52 @@ class SignedSteps:
     ):
         "Go on with a part of the images."
         self.index, self.x = self.index[mask], self.x[mask]
+
+# %% ../nbs/attacks.ipynb #fb37cf58
+def cuda_graph(
+    work: Callable,  # () → tensors, without choices that depend on values
+) -> tuple[Callable, tuple]:  # what does the work again; its tensors, filled each time
+    "The work as one CUDA graph."
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # libraries choose their algorithms and take their memory before
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = work()
+    return graph.replay, found
+
+
+def same_memory(
+    work: Callable,  # () → tensors
+) -> tuple[Callable, tuple]:  # as `cuda_graph`
+    "The work as it is on a CPU, into the memory of its first time."
+    found = work()
+
+    def again():
+        for old, new in zip(found, work()):
+            old.copy_(new)
+
+    return again, found
+
+# %% ../nbs/attacks.ipynb #d1be9e24
+class CapturedSteps(SignedSteps):
+    "Signed steps whose work is captured at the first one; all images stay on their way."
+
+    replay: Callable | None = None
+
+    def work(self, x):
+        if self.replay is None:
+            self.place, work = x.clone(), super().work
+            self.replay, self.found = (cuda_graph if x.is_cuda else same_memory)(lambda: work(self.place))
+        self.place.copy_(x)
+        self.replay()
+        return tuple(t.clone() for t in self.found)
+
+    def keep(self, mask):
+        raise ValueError("captured steps work on fixed memory; no image can leave")
 
 # %% ../nbs/attacks.ipynb #76588fd1
 def loss_steps(
@@ -576,9 +625,10 @@ def loss_steps(
     steps: int,  # how many
     step_size: float | Tensor,  # length of a step
     loss: str = "ce",  # 'ce', 'cw' or 'dlr'
+    kind: type[SignedSteps] = SignedSteps,  # or `CapturedSteps`
 ) -> SignedSteps:
     "Signed steps up a loss."
-    return SignedSteps(lambda xt, i: loss_gradient(f, xt, y[i], loss), x, bounds, steps, step_size)
+    return kind(lambda xt, i: loss_gradient(f, xt, y[i], loss), x, bounds, steps, step_size)
 
 # %% ../nbs/attacks.ipynb #87c61493
 def end_of(
@@ -706,12 +756,14 @@ def pgd(
     index: Tensor | None = None,  # (N,) int64 place of each image in its data set, which its start depends on
     x_start: Tensor | None = None,  # (N, C, H, W) start here instead
     skip_cycles: bool | None = None,  # let settled paths leave the batch; default: on the CPU
+    capture: bool = False,  # on a GPU, one CUDA graph for each step (`CapturedSteps`); no path leaves then
 ) -> AttackResult:
     "Projected gradient descent. Raises ValueError for a wrong argument. Call `model.eval()` first."
     counts = dict(steps=(steps, 1), step_size=(step_size, 0.0), restarts=(restarts, 1))
     x, y, e = check_inputs(model, x, y, eps, loss, **counts)
     index, x_start = check_starts(x, seed, index, x_start)
-    by_itself = x.device.type == "cpu" if skip_cycles is None else skip_cycles
+    by_itself = not capture and (x.device.type == "cpu" if skip_cycles is None else skip_cycles)
+    kind = CapturedSteps if capture else SignedSteps
     bounds, anew = ball(x, e, *image_range(model)), random_start and x_start is None
     with as_found(model):
         f = surrogate(model, setting, x)
@@ -722,7 +774,7 @@ def pgd(
 
         def one(restart):
             start = uniform_start(x, e, index, seed, restart, bounds) if anew else given
-            walk = loss_steps(f, start, y, bounds, steps, step_size, loss)
+            walk = loss_steps(f, start, y, bounds, steps, step_size, loss, kind)
             return _run_path(walk, y, _Judge(f if same else model, same), settles)
 
         return functools.reduce(_joined, map(one, range(restarts if anew else 1)))

@@ -309,10 +309,13 @@ def pgd_ways(
     p: Plan,  # at, steps, step_size
     loss: str,  # 'ce' or 'cw'
 ) -> dict:  # name → function without arguments that gives (N, C, H, W)
-    "PGD from the image itself, last iterate: here, here without leaving out steps, and by each library."
-    ours = lambda skip: pgd(net, x, y, p.at, p.steps, p.step_size, loss, random_start=False, skip_cycles=skip).x_last
+    """PGD from the image itself, last iterate: here, here without leaving out steps, and by each library; on a GPU also
+    with captured steps."""
+    how: dict = dict(eps=p.at, steps=p.steps, step_size=p.step_size, loss=loss, random_start=False)
+    ours = lambda skip, **more: pgd(net, x, y, **how, skip_cycles=skip, **more).x_last
+    captured = {"captured": lambda: ours(None, capture=True)} if x.is_cuda else {}
     theirs = {k: lambda f=f: library_run(f, net, x, y, p, loss) for k, f in peers().items()}
-    return {"here": lambda: ours(None), "every step": lambda: ours(False), **theirs}
+    return {"here": lambda: ours(None), "every step": lambda: ours(False), **captured, **theirs}
 
 
 def plain(
