@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'COMMON', 'PRESETS', 'PEERS', 'DISTRIBUTIONS', 'FUNCTIONS', 'WORKLOADS', 'QUESTION', 'experiment', 'AIMS',
-           'LARGEST_SHARE', 'TWO_RUNS', 'Parameters', 'Plan', 'plan', 'in_turns', 'ratio', 'peers', 'versions', 'Bench',
-           'step', 'spans', 'same_images', 'library_run', 'pgd_ways', 'plain', 'larger_networks', 'kept_photo_networks',
-           'larger', 'library_curve', 'curve', 'library_standard', 'standard', 'certificates', 'training',
-           'saved_tensors', 'layer', 'growth', 'networks', 'measured', 'run', 'benchmark_record', 'comparisons',
-           'benchmark_table', 'story', 'benchmark_words', 'benchmark_rows', 'items']
+           'CAPTURED', 'LARGEST_SHARE', 'TWO_RUNS', 'Parameters', 'Plan', 'plan', 'in_turns', 'ratio', 'peers',
+           'versions', 'Bench', 'step', 'spans', 'same_images', 'library_run', 'pgd_ways', 'plain', 'larger_networks',
+           'kept_photo_networks', 'larger', 'library_curve', 'curve', 'library_standard', 'standard', 'certificates',
+           'training', 'saved_tensors', 'layer', 'growth', 'networks', 'measured', 'run', 'benchmark_record',
+           'comparisons', 'benchmark_table', 'story', 'benchmark_words', 'benchmark_rows', 'items']
 
 # %% ../nbs/benchmark.ipynb #be006cd0
 import resource
@@ -666,6 +666,7 @@ AIMS = {  # workload → (at least so many times the speed of the best library, 
     "curve": (5.0, "a whole worst-case curve"),
     "standard": (2.0, "AutoAttack's question"),
 }
+CAPTURED = 3.0  # the same for plain PGD with captured steps, on a GPU
 LARGEST_SHARE, TWO_RUNS = 0.03, 2.0  # of a training step that S takes; of single runs that a sweep of 8 radii takes
 
 
@@ -678,8 +679,10 @@ def comparisons(
         others = [k for k in r["seconds"] if k in (*PEERS, "AutoAttack")]
         if r["workload"] in AIMS and others:
             peer = min(others, key=lambda k: median(r["seconds"][k]))
-            aim, found = AIMS[r["workload"]][0], ratio(r, "here", peer)
-            time_of = {"seconds": median(r["seconds"]["here"]), "best": median(r["seconds"][peer])}
+            ours = "captured" if "captured" in r["seconds"] else "here"
+            aim = CAPTURED if ours == "captured" and r["workload"] == "pgd" else AIMS[r["workload"]][0]
+            time_of = {k: median(r["seconds"][way]) for k, way in (("seconds", ours), ("best", peer))}
+            found = ratio(r, ours, peer)
             what = {k: r.get(k) for k in ("workload", "model", "loss", "n")}
             what |= {"what": AIMS[r["workload"]][1], "label": _label(r)}
             rows.append(
@@ -776,9 +779,10 @@ def benchmark_words(
 ) -> str:  # Markdown
     "Which aims are met and which are missed, and how cost grows."
     said = []
-    for workload, (aim, what) in AIMS.items():
+    for workload, (_, what) in AIMS.items():
         rows = [r for r in comparisons(record) if r["workload"] == workload]
         if rows:
+            aim = rows[0]["aim"]
             least, most = min(r["ratio"] for r in rows), max(r["ratio"] for r in rows)
             met, fair = all(r["met"] for r in rows), all(r["fair"] for r in rows)
             verdict = "met" if met and fair else "missed"

@@ -104,6 +104,15 @@ def test_aims_are_judged_by_the_record():
     assert "is met" in benchmark.benchmark_words(record({"here": HERE, "torchattacks": SLOW}, same))
 
 
+def test_on_a_gpu_captured_steps_are_what_is_compared():
+    plain = {**record({"here": SLOW, "captured": HERE, "torchattacks": SLOW}, None)}
+    plain["rows"] = [{**r, "workload": "pgd"} for r in plain["rows"]]
+    row = benchmark.comparisons(plain)[0]
+    assert row["ratio"] == 6.5 and row["aim"] == benchmark.CAPTURED and row["met"]
+    del plain["rows"][0]["seconds"]["captured"]
+    assert benchmark.comparisons(plain)[0]["aim"] == benchmark.AIMS["pgd"][0]
+
+
 def test_a_missing_library_is_said(monkeypatch):
     monkeypatch.setattr(benchmark, "find_spec", lambda module: None if module == "art" else object())
     assert "ART" not in benchmark.peers() and benchmark.versions()["ART"] is None
