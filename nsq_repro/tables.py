@@ -810,10 +810,15 @@ def variants_rows(
             {
                 "variant": s["model"], "label": v["label"], "direction": v["direction"],
                 "iterations": v["iterations"], "seconds": round(median(v["seconds"]), 1),
-                "fastest": min(v["seconds"]), "slowest": max(v["seconds"]), "n": s["n"], **ends, **less,
+                "fastest": min(v["seconds"]), "slowest": max(v["seconds"]), "precision": v["spec"].get("precision"),
+                "n": s["n"], **ends, **less,
             }
         )
     return rows
+
+
+def _in_bf16(row):
+    return " (bf16)" if row["precision"] == "bf16" else ""
 
 
 def _signed(row):
@@ -827,7 +832,7 @@ def variants_table(
     eps, cells = record["series"][0]["eps"], []
     for r in variants_rows(record):
         cell = {
-            "label": r["label"], "iterations": r["iterations"], "seconds": f"{r['seconds']:,.0f}",
+            "label": r["label"], "iterations": r["iterations"], "seconds": f"{r['seconds']:,.0f}{_in_bf16(r)}",
             "less": "" if r["less nsq"] is None else _signed(r),
         }
         cells.append(
@@ -840,8 +845,17 @@ def variants_table(
     return (
         f"{table_markdown(cells, columns)}\n\nAccuracy in %, union of box attacks with "
         f"{len(record['attack']['box'])} losses, with 95 % intervals; differences paired. Training time: seconds per "
-        f"iteration on {record['timed']['device']}, variants taking turns, times iterations. {caption(record)}"
+        f"iteration on {record['timed']['device']}, variants taking turns, times iterations. {_unlike(record)}"
+        f"{caption(record)}"
     )
+
+
+def _unlike(record):
+    "What makes seconds of trainings in two precisions incomparable; nothing where there is one."
+    if len({r["precision"] for r in variants_rows(record)}) == 1:
+        return ""
+    slow = "without instructions for it a processor computes bfloat16 many times slower than float32"
+    return f"bf16: trained in bfloat16, the others in float32; {slow}, so seconds compare within a precision. "
 
 # %% ../nbs/tables.ipynb #cb007d65
 DIRECTION_LABELS = {
@@ -886,7 +900,8 @@ def variants_sentence(
     if again:
         lines.append(f"* **The same again.** {say(again[0])}: what another training does by itself.")
     if others:
-        said = "; ".join(f"{say(r)}, {r['seconds']:,.0f} s of training" for r in others)
+        took = lambda r: f", {r['seconds']:,.0f} s of training" if r["precision"] == plain["precision"] else ""
+        said = "; ".join(f"{say(r)}{took(r)}" for r in others)
         lines.append(f"* **Beside them, without the layer.** {said}.")
     ends = _clean_sentence(rows, plain)
     n = sum(r["less nsq"] is not None for r in rows)
