@@ -14,11 +14,9 @@ __all__ = ['VERDICTS', 'REPRODUCED', 'IN_PART', 'UNDECIDED', 'NOT_REPRODUCED', '
            'small_gradient', 'infinite_sharpness', 'hard_training', 'binarization', 'sharp_areas', 'plain_bpda',
            'clarity', 'estimate', 'two_sided', 'study_record', 'rule_levels', 'rule_sharpness', 'rule_good_layer',
            'rule_of', 'judge', 'as_text', 'printed_text', 'subject', 'claims_rows', 'meanings_table', 'claims_table',
-           'used_value', 'compare_setting', 'settings_rows', 'settings_table', 'claims_item', 'save', 'said_already',
-           'items']
+           'used_value', 'compare_setting', 'settings_rows', 'settings_table', 'claims_item', 'save', 'items']
 
 # %% ../nbs/claims.ipynb #fd4b6f0c
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -1121,27 +1119,18 @@ def claims_item(
 def save(
     scale: str | None = None,  # None: every scale that has records
 ) -> list[Path]:  # the files written
-    "Write claims.md, .csv and .json into the scale's folder of figures, where they would say something else."
+    "Write claims.md, .csv and .json into the scale's folder of figures, where `verify` finds fault."
+    from nsq_repro.results import check_file
+
     scales = [scale] if scale else [s for s in scales_for() if any(records.figure_dir(s).glob("*.json"))]
     written = []
     for s in scales:
-        text, rows, kept = claims_item(s)
-        if not said_already(text, rows, kept, s):
+        found = check_file(records.figure_dir(s) / "claims.json")
+        if found["problems"] or found["notes"]:  # something else is said, or uncommitted code said it
+            text, rows, kept = claims_item(s)
             kept = {**kept, "provenance": records.provenance("cpu")}
             written += records.save_table("claims", text, rows, kept, s)
     return written
-
-
-def said_already(text, rows, kept, scale):
-    "Whether the three files are there, whole, from a clean commit, and say this."
-    try:
-        page, there = (records.figure_dir(scale) / f"claims{end}" for end in (".md", ".json"))
-        record, values = records.load_json(there), there.with_suffix(".csv").exists()
-        told = page.read_text(encoding="utf-8").strip() == text.strip()
-    except (OSError, ValueError):
-        return False
-    same = all(record.get(k) == v for k, v in json.loads(records.canonical({**kept, "rows": rows})).items())
-    return told and values and same and not record.get("provenance", {}).get("dirty", True)
 
 # %% ../nbs/claims.ipynb #01dcaea2
 def items():

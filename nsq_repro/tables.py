@@ -810,15 +810,11 @@ def variants_rows(
             {
                 "variant": s["model"], "label": v["label"], "direction": v["direction"],
                 "iterations": v["iterations"], "seconds": round(median(v["seconds"]), 1),
-                "fastest": min(v["seconds"]), "slowest": max(v["seconds"]), "precision": v["spec"].get("precision"),
+                "fastest": min(v["seconds"]), "slowest": max(v["seconds"]), "precision": v["spec"]["precision"],
                 "n": s["n"], **ends, **less,
             }
         )
     return rows
-
-
-def _in_bf16(row):
-    return " (bf16)" if row["precision"] == "bf16" else ""
 
 
 def _signed(row):
@@ -829,10 +825,11 @@ def variants_table(
     record: dict,  # of `variants.variants_record`
 ) -> str:  # Markdown
     "What each variant costs and keeps."
-    eps, cells = record["series"][0]["eps"], []
-    for r in variants_rows(record):
+    eps, cells, rows = record["series"][0]["eps"], [], variants_rows(record)
+    other = lambda r: "" if r["precision"] == rows[0]["precision"] else f" ({r['precision']})"  # than NSQ's
+    for r in rows:
         cell = {
-            "label": r["label"], "iterations": r["iterations"], "seconds": f"{r['seconds']:,.0f}{_in_bf16(r)}",
+            "label": r["label"], "iterations": r["iterations"], "seconds": f"{r['seconds']:,.0f}{other(r)}",
             "less": "" if r["less nsq"] is None else _signed(r),
         }
         cells.append(
@@ -842,20 +839,14 @@ def variants_table(
         "label": "variant", "iterations": "iterations", "seconds": "training (s)",
         **{f"{e:g}": f"ε = {e:g}" if e else "clean" for e in eps}, "less": f"less NSQ at {eps[-1]:g}, points",
     }
+    apart = f"{rows[0]['label']} is trained in {rows[0]['precision']}; how fast another precision is depends on the "
+    apart = f"{apart}processor, so its seconds are not compared. " if any(map(other, rows)) else ""
     return (
         f"{table_markdown(cells, columns)}\n\nAccuracy in %, union of box attacks with "
         f"{len(record['attack']['box'])} losses, with 95 % intervals; differences paired. Training time: seconds per "
-        f"iteration on {record['timed']['device']}, variants taking turns, times iterations. {_unlike(record)}"
+        f"iteration on {record['timed']['device']}, variants taking turns, times iterations. {apart}"
         f"{caption(record)}"
     )
-
-
-def _unlike(record):
-    "What makes seconds of trainings in two precisions incomparable; nothing where there is one."
-    if len({r["precision"] for r in variants_rows(record)}) == 1:
-        return ""
-    slow = "without instructions for it a processor computes bfloat16 many times slower than float32"
-    return f"bf16: trained in bfloat16, the others in float32; {slow}, so seconds compare within a precision. "
 
 # %% ../nbs/tables.ipynb #cb007d65
 DIRECTION_LABELS = {
